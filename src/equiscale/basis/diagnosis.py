@@ -1,0 +1,65 @@
+"""Are the sampled functions independent on every scale?"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from equiscale._typing import BasisTensor
+from equiscale.scales import ScaleGrid
+
+# float32 keeps about seven digits: beyond this condition number two filters that differ in
+# their weights cannot be told apart on the pixel grid.
+MAX_CONDITION = 1e6
+
+
+@dataclass(frozen=True)
+class ScaleDiagnosis:
+    """Rank and condition number of the F sampled functions on one scale."""
+
+    scale: float
+    num_functions: int
+    rank: int
+    condition: float
+
+    @property
+    def degenerate(self) -> bool:
+        """True when the functions are dependent to within `MAX_CONDITION`."""
+        return self.rank < self.num_functions
+
+
+def diagnose(basis: BasisTensor, grid: ScaleGrid) -> list[ScaleDiagnosis]:
+    """Rank and condition number on every scale.
+
+    With :math:`A_s` the matrix of the functions on scale s, each normalised to unit length, the
+    condition number is :math:`\\sigma_{max}(A_s) / \\sigma_{min}(A_s)` and the rank counts the
+    singular values above :math:`\\sigma_{max} / \\text{MAX\\_CONDITION}`.
+
+    Shapes:
+        basis: ``(F, S, K, K)``.
+
+    Args:
+        basis: Sampled functions.
+        grid: The S scales they were sampled on.
+
+    Returns:
+        One `ScaleDiagnosis` for each scale, smallest first.
+
+    Example:
+        >>> from equiscale import HermiteBasis, ScaleGrid
+        >>> grid = ScaleGrid([1.0, 2.0])
+        >>> [d.rank for d in diagnose(HermiteBasis(3).sample(9, grid), grid)]
+        [9, 9]
+    """
+    return [_diagnose_scale(basis[:, index], scale) for index, scale in enumerate(grid)]
+
+
+def _diagnose_scale(functions: torch.Tensor, scale: float) -> ScaleDiagnosis:
+    rows = functions.double().flatten(1)  # (F, K*K)
+    rows = torch.nn.functional.normalize(rows, dim=1)
+    singular = torch.linalg.svdvals(rows)
+    largest = float(singular[0])
+    rank = int((singular > largest / MAX_CONDITION).sum())
+    full = len(singular) == len(rows) and float(singular[-1]) > 0
+    condition = largest / float(singular[-1]) if full else math.inf
+    return ScaleDiagnosis(scale, len(rows), rank, condition)

@@ -1,0 +1,234 @@
+"""The lifting convolution and the scale convolution, as pure functions of tensors."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d, pad
+
+from equiscale._typing import BasisTensor, Image, ScaleMap
+from equiscale.errors import ShapeError
+from equiscale.functional.filters import synthesize_filters
+from equiscale.functional.geometry import ConvGeometry
+
+_DEFAULT = ConvGeometry()
+
+
+def lift_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    basis: BasisTensor,
+    bias: Tensor | None = None,
+    *,
+    geometry: ConvGeometry = _DEFAULT,
+    windows: Sequence[int] | None = None,
+) -> ScaleMap:
+    r"""Lifting convolution: an image is correlated with every filter on every scale.
+
+    .. math:: y_{c' s} = b_{c'} + \sum_{c, f} w_{c' c f} \, (\psi_{f s} \star x_c)
+
+    Shapes:
+        x: ``(B, C, H, W)``; weight: ``(C', C / groups, F)``; basis: ``(F, S, K, K)``; bias:
+        ``(C',)``; result: ``(B, C', S, H', W')`` with H' = (H + 2·padding − K) // stride + 1.
+
+    Args:
+        x: The image.
+        weight: w, the learned weights.
+        basis: ψ, the basis functions on every scale.
+        bias: b, added on every scale, or None.
+        geometry: Stride, padding and groups.
+        windows: For every scale the side of the window outside which ψ is zero (see
+            `support_windows`); the smaller filters then cost less. None: all K.
+
+    Returns:
+        The scale map.
+
+    Raises:
+        ShapeError: If the shapes do not fit one another, or the padded image is smaller than K.
+
+    Exactness:
+        Circular shifts of the image with circular padding: exact. Scaling by the grid's step:
+        approximate, see ``tests/nn/test_equivariance.py``.
+
+    Source:
+        Sosnovik et al. 2020, equation 8 (convTH).
+
+    Example:
+        >>> x, weight, basis = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 9), torch.randn(9, 2, 5, 5)
+        >>> lift_conv2d(x, weight, basis, geometry=ConvGeometry(padding="same")).shape
+        torch.Size([2, 4, 2, 8, 8])
+    """
+    _check_operands("lift_conv2d", weight, basis, bias, ndim=3)
+    _check_input("lift_conv2d", x, weight, basis, geometry, layout="B C H W")
+    maps = [
+        _correlate(x, _window_filters(weight, basis, scale, window), bias, geometry, basis.shape[-1])
+        for scale, window in enumerate(windows or _full_windows(basis))
+    ]
+    return torch.stack(maps, dim=2)  # (B, C', S, H', W')
+
+
+def scale_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    basis: BasisTensor,
+    bias: Tensor | None = None,
+    *,
+    geometry: ConvGeometry = _DEFAULT,
+    windows: Sequence[int] | None = None,
+) -> ScaleMap:
+    r"""Scale convolution: a scale map is correlated with filters that may span N scales.
+
+    .. math:: y_{c' s} = b_{c'} + \sum_{i < N} \sum_{c, f} w_{c' c i f} \, (\psi_{f s} \star x_{c, s + i})
+
+    Shapes:
+        x: ``(B, C, S, H, W)``; weight: ``(C', C / groups, N, F)``; basis: ``(F, S, K, K)``; bias:
+        ``(C',)``; result: ``(B, C', S, H', W')`` with H' = (H + 2·padding − K) // stride + 1.
+
+    Args:
+        x: The scale map.
+        weight: w, the learned weights; N is the scale size, N > 1 lets scales interact.
+        basis: ψ, the basis functions on every scale.
+        bias: b, added on every scale, or None.
+        geometry: Stride, padding, groups, and what lies beyond the largest scale.
+        windows: For every scale the side of the window outside which ψ is zero (see
+            `support_windows`). None: all K.
+
+    Returns:
+        The scale map on the same scales.
+
+    Raises:
+        ShapeError: If the shapes do not fit one another, or the padded map is smaller than K.
+
+    Exactness:
+        Circular shifts with circular padding: exact. Scaling by the grid's step: approximate; the
+        scales near the open end of the axis see zeros where N > 1.
+
+    Source:
+        Sosnovik et al. 2020, equation 9 (convHH).
+
+    Example:
+        >>> x, weight, basis = torch.randn(2, 3, 2, 8, 8), torch.randn(4, 3, 1, 9), torch.randn(9, 2, 5, 5)
+        >>> scale_conv2d(x, weight, basis, geometry=ConvGeometry(padding="same")).shape
+        torch.Size([2, 4, 2, 8, 8])
+    """
+    _check_operands("scale_conv2d", weight, basis, bias, ndim=4)
+    _check_input("scale_conv2d", x, weight, basis, geometry, layout="B C S H W")
+    num_scales, scale_size = x.shape[2], weight.shape[2]
+    if geometry.scale_padding == "replicate":
+        x = torch.cat([x, x[:, :, -1:].expand(-1, -1, scale_size - 1, -1, -1)], dim=2)
+    maps = []
+    for scale, window in enumerate(windows or _full_windows(basis)):
+        seen = x[:, :, scale : scale + scale_size]  # fewer than N at the open end: the rest is zero
+        filters = _window_filters(weight[:, :, : seen.shape[2]], basis, scale, window)
+        maps.append(_correlate(seen.flatten(1, 2), filters.flatten(1, 2), bias, geometry, basis.shape[-1]))
+    if len(maps) != num_scales:
+        raise ShapeError(f"scale_conv2d: expected {num_scales} windows, one for each scale, got {len(maps)}")
+    return torch.stack(maps, dim=2)  # (B, C', S, H', W')
+
+
+def pointwise_scale_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1, groups: int = 1
+) -> ScaleMap:
+    r"""The 1×1 scale convolution: channels are mixed in the same way at every scale and pixel.
+
+    .. math:: y_{c' s} = b_{c'} + \sum_c w_{c' c} \, x_{c s}
+
+    Shapes:
+        x: ``(B, C, S, H, W)``; weight: ``(C', C / groups, 1, 1)``; bias: ``(C',)``; result:
+        ``(B, C', S, H', W')`` with H' = (H − 1) // stride + 1.
+
+    Args:
+        x: The scale map.
+        weight: w.
+        bias: b, or None.
+        stride: Step in pixels.
+        groups: Groups of channels that do not see each other.
+
+    Raises:
+        ShapeError: If the shapes do not fit one another.
+
+    Exactness:
+        Commutes exactly with every operation on pixels and with shifts along the scale axis.
+
+    Source:
+        Sosnovik et al. 2020. Deviation: the published code accepts a bias and never adds it.
+
+    Example:
+        >>> pointwise_scale_conv2d(torch.randn(2, 3, 2, 8, 8), torch.randn(5, 3, 1, 1)).shape
+        torch.Size([2, 5, 2, 8, 8])
+    """
+    if x.ndim != 5 or x.shape[1] != weight.shape[1] * groups:
+        raise ShapeError(
+            f"pointwise_scale_conv2d: expected a scale map (B, {weight.shape[1] * groups}, S, H, W), "
+            f"got {tuple(x.shape)}"
+        )
+    x = x[..., ::stride, ::stride]
+    mixed = conv2d(x.flatten(2, 3), weight, bias, groups=groups)  # (B, C', S*H', W')
+    return mixed.unflatten(2, x.shape[2:4])
+
+
+def _full_windows(basis: BasisTensor) -> list[int]:
+    return [basis.shape[-1]] * basis.shape[1]
+
+
+def _window_filters(weight: Tensor, basis: BasisTensor, scale: int, window: int) -> Tensor:
+    """The filters of one scale in their own window: (C', C, [N,] k, k)."""
+    margin = (basis.shape[-1] - window) // 2
+    inner = slice(margin, margin + window)
+    return synthesize_filters(weight, basis[:, scale : scale + 1, inner, inner]).squeeze(-3)
+
+
+def _correlate(
+    x: Tensor, filters: Tensor, bias: Tensor | None, geometry: ConvGeometry, kernel_size: int
+) -> Image:
+    """Correlate with filters in a window of the kernel, padded as the whole kernel would be."""
+    margin = geometry.margin(kernel_size) - (kernel_size - filters.shape[-1]) // 2
+    if margin < 0:
+        x, margin = x[..., -margin:margin, -margin:margin], 0
+    if margin > 0 and geometry.padding_mode != "zeros":
+        x, margin = pad(x, [margin] * 4, mode=geometry.padding_mode), 0
+    return conv2d(x, filters, bias, geometry.stride, margin, groups=geometry.groups)
+
+
+def _check_operands(name: str, weight: Tensor, basis: Tensor, bias: Tensor | None, ndim: int) -> None:
+    if basis.ndim != 4 or basis.shape[2] != basis.shape[3] or basis.shape[2] % 2 == 0:
+        raise ShapeError(f"{name}: expected a basis (F, S, K, K) with odd K, got {tuple(basis.shape)}")
+    if weight.ndim != ndim or weight.shape[-1] != basis.shape[0]:
+        layout = "(C', C, F)" if ndim == 3 else "(C', C, N, F)"
+        raise ShapeError(
+            f"{name}: expected weights {layout} with F={basis.shape[0]} as in the basis, got {tuple(weight.shape)}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ShapeError(
+            f"{name}: expected a bias ({weight.shape[0]},), one number an output channel, got {tuple(bias.shape)}"
+        )
+
+
+def _check_input(
+    name: str, x: Tensor, weight: Tensor, basis: Tensor, geometry: ConvGeometry, *, layout: str
+) -> None:
+    channels, num_scales = weight.shape[1] * geometry.groups, basis.shape[1]
+    expected = layout.replace("C", str(channels)).replace("S", str(num_scales)).replace(" ", ", ")
+    wrong_scales = x.ndim == 5 and x.shape[2] != num_scales
+    if x.ndim != len(layout.split()) or x.shape[1] != channels or wrong_scales:
+        raise ShapeError(f"{name}: expected an input ({expected}), got {tuple(x.shape)}")
+    if weight.shape[0] % geometry.groups:
+        raise ShapeError(
+            f"{name}: expected output channels divisible by {geometry.groups} groups, got {weight.shape[0]}"
+        )
+    _check_size(name, x, basis.shape[-1], geometry)
+
+
+def _check_size(name: str, x: Tensor, kernel_size: int, geometry: ConvGeometry) -> None:
+    margin, side = geometry.margin(kernel_size), min(x.shape[-2:])
+    if side + 2 * margin < kernel_size:
+        raise ShapeError(
+            f"{name}: expected a padded input of at least the kernel's {kernel_size} pixels, got "
+            f"{tuple(x.shape[-2:])} with padding {margin}; use padding='same' or a smaller kernel"
+        )
+    limit = {"circular": side, "reflect": side - 1}.get(geometry.padding_mode, margin)
+    if margin > limit:
+        raise ShapeError(
+            f"{name}: expected a {geometry.padding_mode} padding of at most {limit} pixels for an input of "
+            f"{tuple(x.shape[-2:])}, got {margin}; use a smaller kernel or padding_mode='zeros'"
+        )

@@ -1,0 +1,67 @@
+"""Stride, padding and groups of a convolution, checked once."""
+
+from dataclasses import dataclass, fields
+from typing import Literal, TypedDict, get_args
+
+from equiscale._typing import PaddingMode, ScalePadding
+from equiscale.errors import SettingError
+
+
+class GeometryOptions(TypedDict, total=False):
+    """The fields of `ConvGeometry` as keywords of a layer's constructor."""
+
+    stride: int
+    padding: int | Literal["same"]
+    padding_mode: PaddingMode
+    scale_padding: ScalePadding
+    groups: int
+
+
+@dataclass(frozen=True)
+class ConvGeometry:
+    """How a filter moves over the image.
+
+    Args:
+        stride: Step in pixels, in both directions.
+        padding: Pixels added on each side, or "same" for half the kernel.
+        padding_mode: What is added: "zeros", "circular", "reflect" or "replicate".
+        scale_padding: What inter-scale filters see beyond the largest scale: "zeros", or
+            "replicate" for the largest scale itself.
+        groups: Channels are split into this many groups that do not see each other.
+
+    Raises:
+        SettingError: For a value outside its legal range.
+
+    Example:
+        >>> ConvGeometry(padding="same").margin(kernel_size=7)
+        3
+    """
+
+    stride: int = 1
+    padding: int | Literal["same"] = 0
+    padding_mode: PaddingMode = "zeros"
+    scale_padding: ScalePadding = "zeros"
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        if self.stride < 1:
+            raise SettingError(f"expected a stride of at least 1, got {self.stride}")
+        if self.groups < 1:
+            raise SettingError(f"expected at least 1 group, got {self.groups}")
+        if self.padding != "same" and not (isinstance(self.padding, int) and self.padding >= 0):
+            raise SettingError(f"expected a padding of at least 0 or 'same', got {self.padding!r}")
+        _check_choice("padding_mode", self.padding_mode, get_args(PaddingMode))
+        _check_choice("scale_padding", self.scale_padding, get_args(ScalePadding))
+
+    def margin(self, kernel_size: int) -> int:
+        """The padding in pixels for a kernel of this size."""
+        return kernel_size // 2 if self.padding == "same" else self.padding
+
+    def __str__(self) -> str:
+        changed = [field for field in fields(self) if getattr(self, field.name) != field.default]
+        return ", ".join(f"{field.name}={getattr(self, field.name)}" for field in changed)
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise SettingError(f"expected {name} to be one of {', '.join(choices)}, got {value!r}")

@@ -1,0 +1,56 @@
+"""Scale projections: from a scale map to an image."""
+
+from typing import get_args
+
+from torch import Tensor
+
+from equiscale._typing import Projection
+from equiscale.errors import SettingError, ShapeError
+
+
+def scale_projection(x: Tensor, mode: Projection = "max") -> Tensor:
+    r"""Reduce the scale axis.
+
+    .. math:: y_c = \max_s x_{c s}, \quad \tfrac{1}{S} \sum_s x_{c s}, \quad
+        \log \sum_s e^{x_{c s}} \quad\text{or}\quad \arg\max_s x_{c s}
+
+    Shapes:
+        x: ``(B, C, S, H, W)``; result: ``(B, C, H, W)``.
+
+    Args:
+        x: The scale map.
+        mode: "max", "mean", "logsumexp", or "argmax-scale" for the index of the strongest scale
+            (int64, no gradient).
+
+    Raises:
+        ShapeError: If x is not a scale map.
+        SettingError: For an unknown mode.
+
+    Exactness:
+        Exactly invariant to permutations of the scale axis ("argmax-scale": equivariant). A scaled
+        image also shifts features out of and into the axis: there the result changes.
+
+    Source:
+        Sosnovik et al. 2020, section 4.3 (max).
+
+    Example:
+        >>> import torch
+        >>> scale_projection(torch.tensor([1.0, 3.0]).view(1, 1, 2, 1, 1)).item()
+        3.0
+    """
+    check_scale_map("scale_projection", x)
+    if mode == "max":
+        return x.max(2).values
+    if mode == "mean":
+        return x.mean(2)
+    if mode == "logsumexp":
+        return x.logsumexp(2)
+    if mode == "argmax-scale":
+        return x.argmax(2)
+    raise SettingError(f"expected a projection of {', '.join(get_args(Projection))}, got {mode!r}")
+
+
+def check_scale_map(name: str, x: Tensor) -> None:
+    """Raise a ShapeError unless x has the five axes of a scale map."""
+    if x.ndim != 5:
+        raise ShapeError(f"{name}: expected a scale map (B, C, S, H, W), got {tuple(x.shape)}")
