@@ -1,0 +1,22 @@
+"""Modules: parameters, checks, and one call of `equiscale.functional` each."""
+
+from equiscale.nn.conv import PointwiseScaleConv2d, ScaleConv2d
+from equiscale.nn.dropout import ScaleChannelDropout, ScaleDropout2d
+from equiscale.nn.lift import LiftConv2d
+from equiscale.nn.norm import ScaleBatchNorm2d
+from equiscale.nn.pool import ScaleAvgPool2d, ScaleMaxPool2d
+from equiscale.nn.project import ScaleProjection
+from equiscale.nn.steerable import SteerableConv2d
+
+__all__ = [
+    "LiftConv2d",
+    "PointwiseScaleConv2d",
+    "ScaleAvgPool2d",
+    "ScaleBatchNorm2d",
+    "ScaleChannelDropout",
+    "ScaleConv2d",
+    "ScaleDropout2d",
+    "ScaleMaxPool2d",
+    "ScaleProjection",
+    "SteerableConv2d",
+]

@@ -1,0 +1,91 @@
+"""What the lifting and the scale convolution share: steerable filters with learned weights."""
+
+import math
+from typing import Unpack
+
+import torch
+from torch import Tensor, nn
+
+from equiscale.basis import HermiteBasis, SteerableBasis
+from equiscale.errors import BasisError, SettingError
+from equiscale.functional import ConvGeometry, GeometryOptions, support_windows
+from equiscale.scales import ScaleGrid
+
+DEFAULT_BASIS = HermiteBasis(3)
+
+
+class SteerableConv2d(nn.Module):
+    """Base of the convolutions whose filters are combinations of fixed basis functions.
+
+    Holds the weights and the sampled basis, and checks both. The basis is a buffer that follows the
+    module's device and dtype and is never part of the state dict.
+    """
+
+    basis: Tensor
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel_size: int,
+        grid: ScaleGrid,
+        basis: SteerableBasis,
+        **geometry: Unpack[GeometryOptions],
+    ) -> None:
+        super().__init__()
+        self.geometry = ConvGeometry(**geometry)
+        _check_channels(in_channels, out_channels, self.geometry.groups)
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.kernel_size, self.grid, self.family = kernel_size, grid, basis
+        sampled = sample_checked(basis, kernel_size, grid)
+        self.windows = support_windows(sampled)
+        self.register_buffer("basis", sampled.to(torch.get_default_dtype()), persistent=False)
+
+    def _make_parameters(self, weight_shape: tuple[int, ...], bias: bool) -> None:
+        self.weight = nn.Parameter(torch.empty(weight_shape))
+        self.register_parameter("bias", nn.Parameter(torch.empty(self.out_channels)) if bias else None)
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Weights from U(−b, b) with b = 1/√fan_in as published; bias zero.
+
+        Args:
+            generator: Source of randomness; None: torch's default, as in torch.nn.
+        """
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5), generator=generator)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def extra_repr(self) -> str:
+        """Channels, kernel, grid, basis and geometry."""
+        parts = [
+            f"{self.in_channels}, {self.out_channels}",
+            f"kernel_size={self.kernel_size}, grid={self.grid}, basis={self.family}",
+            f"bias={self.bias is not None}",
+            str(self.geometry),
+        ]
+        return ", ".join(part for part in parts if part)
+
+
+def sample_checked(basis: SteerableBasis, kernel_size: int, grid: ScaleGrid) -> Tensor:
+    """The sampled basis, after checking what a family of any origin returned."""
+    sampled = basis.sample(kernel_size, grid)
+    expected = (basis.num_functions, len(grid), kernel_size, kernel_size)
+    if tuple(sampled.shape) != expected:
+        raise BasisError(f"expected {basis} to sample (F, S, K, K) = {expected}, got {tuple(sampled.shape)}")
+    if not bool(torch.isfinite(sampled).all()):
+        broken = int((~torch.isfinite(sampled)).sum())
+        raise BasisError(
+            f"expected finite basis functions, got {broken} values of {basis} that are not finite"
+        )
+    return sampled
+
+
+def _check_channels(in_channels: int, out_channels: int, groups: int) -> None:
+    for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+        if channels < 1 or channels % groups:
+            raise SettingError(
+                f"expected {name} to be a positive multiple of groups={groups}, got {channels}"
+            )
