@@ -175,5 +175,5 @@ def _window(kernel_size: int, scale: float, largest: float) -> int:
 
 
 def _hermite_gaussian(x: NDArray[np.float64], order: int, sigma: float) -> NDArray[np.float64]:
-    polynomial: NDArray[np.float64] = hermite_e.hermeval(x / sigma, [0.0] * order + [1.0])
-    return np.exp(-(x**2) / (2 * sigma**2)) / sigma * polynomial
+    polynomial = hermite_e.hermeval(x / sigma, [0.0] * order + [1.0])
+    return np.asarray(np.exp(-(x**2) / (2 * sigma**2)) / sigma * polynomial, dtype=np.float64)

@@ -164,7 +164,7 @@ def pointwise_scale_conv2d(
         )
     x = x[..., ::stride, ::stride]
     mixed = conv2d(x.flatten(2, 3), weight, bias, groups=groups)  # (B, C', S*H', W')
-    return mixed.unflatten(2, x.shape[2:4])
+    return mixed.view(*mixed.shape[:2], *x.shape[2:])
 
 
 def _full_windows(basis: BasisTensor) -> list[int]:
@@ -196,11 +196,13 @@ def _check_operands(name: str, weight: Tensor, basis: Tensor, bias: Tensor | Non
     if weight.ndim != ndim or weight.shape[-1] != basis.shape[0]:
         layout = "(C', C, F)" if ndim == 3 else "(C', C, N, F)"
         raise ShapeError(
-            f"{name}: expected weights {layout} with F={basis.shape[0]} as in the basis, got {tuple(weight.shape)}"
+            f"{name}: expected weights {layout} with F={basis.shape[0]} as in the basis, "
+            f"got {tuple(weight.shape)}"
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ShapeError(
-            f"{name}: expected a bias ({weight.shape[0]},), one number an output channel, got {tuple(bias.shape)}"
+            f"{name}: expected a bias ({weight.shape[0]},), one number an output channel, "
+            f"got {tuple(bias.shape)}"
         )
 
 

@@ -33,9 +33,10 @@ def synthesize_filters(weight: torch.Tensor, basis: BasisTensor) -> torch.Tensor
     """
     if weight.shape[-1] != basis.shape[0]:
         raise ShapeError(
-            f"expected weights (..., F) for a basis of F={basis.shape[0]} functions, got {tuple(weight.shape)}"
+            f"expected weights (..., F) for a basis of F={basis.shape[0]} functions, "
+            f"got {tuple(weight.shape)}"
         )
-    return (weight @ basis.flatten(1)).unflatten(-1, basis.shape[1:])  # (..., S, K, K)
+    return (weight @ basis.flatten(1)).view(*weight.shape[:-1], *basis.shape[1:])  # (..., S, K, K)
 
 
 def support_windows(basis: BasisTensor) -> tuple[int, ...]:

@@ -32,7 +32,7 @@ def scale_max_pool2d(x: Tensor, kernel_size: int, *, stride: int | None = None, 
     """
     check_scale_map("scale_max_pool2d", x)
     pooled = max_pool2d(x.flatten(1, 2), kernel_size, stride, padding)  # (B, C*S, H', W')
-    return pooled.unflatten(1, x.shape[1:3])
+    return pooled.view(*x.shape[:3], *pooled.shape[2:])
 
 
 def scale_avg_pool2d(x: Tensor, kernel_size: int, *, stride: int | None = None, padding: int = 0) -> ScaleMap:
@@ -51,4 +51,4 @@ def scale_avg_pool2d(x: Tensor, kernel_size: int, *, stride: int | None = None, 
     """
     check_scale_map("scale_avg_pool2d", x)
     pooled = avg_pool2d(x.flatten(1, 2), kernel_size, stride, padding)  # (B, C*S, H', W')
-    return pooled.unflatten(1, x.shape[1:3])
+    return pooled.view(*x.shape[:3], *pooled.shape[2:])

@@ -118,6 +118,8 @@ class PointwiseScaleConv2d(nn.Module):
         torch.Size([2, 5, 4, 8, 8])
     """
 
+    bias: nn.Parameter | None
+
     def __init__(
         self, in_channels: int, out_channels: int, *, stride: int = 1, groups: int = 1, bias: bool = True
     ) -> None:
@@ -126,7 +128,8 @@ class PointwiseScaleConv2d(nn.Module):
             raise SettingError(f"expected stride and groups of at least 1, got {stride} and {groups}")
         if min(in_channels, out_channels) < 1 or in_channels % groups or out_channels % groups:
             raise SettingError(
-                f"expected positive multiples of groups={groups} as channels, got {in_channels} and {out_channels}"
+                f"expected positive multiples of groups={groups} as channels, "
+                f"got {in_channels} and {out_channels}"
             )
         self.in_channels, self.out_channels = in_channels, out_channels
         self.stride, self.groups = stride, groups
