@@ -1,0 +1,136 @@
+"""The registry: from a model's name to its settings, builder and citation."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from fnmatch import fnmatch
+from typing import Any, Protocol
+
+from torch import nn
+
+from equiscale.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Citation:
+    """Where a method was published."""
+
+    authors: str
+    year: int
+    title: str
+    venue: str
+
+    def __str__(self) -> str:
+        return f"{self.authors}: {self.title}. {self.venue} {self.year}"
+
+
+class ModelSettings(Protocol):
+    """What every settings dataclass holds; the rest is the model's own."""
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def in_channels(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One named model: its published settings as data, and the function that builds it.
+
+    Args:
+        name: The registry's key.
+        method: The method's name in tables.
+        settings: A frozen dataclass; `create_model` replaces fields of it.
+        builder: From settings to module.
+        citation: Where the method was published.
+    """
+
+    name: str
+    method: str
+    settings: ModelSettings
+    builder: Callable[[Any], nn.Module]
+    citation: Citation
+
+
+_REGISTRY: dict[str, ModelEntry] = {}
+
+
+def register(entry: ModelEntry) -> None:
+    """Add a model.
+
+    Raises:
+        ModelError: If the name is taken.
+    """
+    if entry.name in _REGISTRY:
+        raise ModelError(f"expected a new model name, got {entry.name!r}, which is registered already")
+    _REGISTRY[entry.name] = entry
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """The names of the registered models that match a shell pattern, sorted.
+
+    Example:
+        >>> list_models("mnist_cnn_*")
+        ['mnist_cnn_28', 'mnist_cnn_56']
+    """
+    return sorted(name for name in _REGISTRY if fnmatch(name, pattern))
+
+
+def model_entry(name: str) -> ModelEntry:
+    """The registry's entry of a model.
+
+    Raises:
+        ModelError: For an unknown name; the message lists what exists.
+    """
+    if name not in _REGISTRY:
+        raise ModelError(f"expected a model of {', '.join(list_models())}, got {name!r}")
+    return _REGISTRY[name]
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int = 10,
+    in_channels: int | None = None,
+    pretrained: bool = False,
+    **overrides: Any,
+) -> nn.Module:
+    """Build a registered model.
+
+    Args:
+        name: One of `list_models`.
+        num_classes: Number of outputs.
+        in_channels: Channels of the input images; None: as published.
+        pretrained: Load trained weights. No trained weights are published for these models yet.
+        **overrides: Fields of the model's settings to replace, for example ``dropout=0.5``.
+
+    Returns:
+        The module, with fresh weights from torch's default generator, and its ``settings``.
+
+    Raises:
+        ModelError: For an unknown name or override, or if there are no trained weights.
+
+    Example:
+        >>> model = create_model("mnist_ses_vector_28", num_classes=7, dropout=0.5)
+        >>> sum(parameter.numel() for parameter in model.parameters())
+        493778
+    """
+    entry = model_entry(name)
+    if pretrained:
+        raise ModelError(
+            f"expected pretrained=False for {name!r}: no trained weights are published for it yet"
+        )
+    known = [field.name for field in _setting_fields(entry)]
+    unknown = sorted(set(overrides) - set(known))
+    if unknown:
+        raise ModelError(f"expected overrides of {', '.join(known)} for {name!r}, got {', '.join(unknown)}")
+    if in_channels is not None:
+        overrides["in_channels"] = in_channels
+    if min(num_classes, overrides.get("in_channels", 1)) < 1:
+        raise ModelError(f"expected at least one class and channel, got {num_classes} and {in_channels}")
+    settings = replace(entry.settings, num_classes=num_classes, **overrides)  # type: ignore[type-var]
+    return entry.builder(settings)
+
+
+def _setting_fields(entry: ModelEntry) -> Iterator[Any]:
+    return (field for field in fields(entry.settings) if field.name != "num_classes")  # type: ignore[arg-type]
