@@ -1,21 +1,54 @@
-"""Scale-equivariant convolutional networks in PyTorch."""
+"""Scale-equivariant convolutional networks in PyTorch.
 
-from equiscale import functional, nn
-from equiscale.basis import HermiteBasis, SteerableBasis
-from equiscale.deploy import load_published_state_dict
-from equiscale.models import create_model, list_models
-from equiscale.scales import ScaleGrid
+Names are loaded when they are first used: the command line and the report start without torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from equiscale import basis, data, functional, models, nn, testing
+    from equiscale.basis import HermiteBasis, SteerableBasis
+    from equiscale.deploy import load_published_state_dict
+    from equiscale.models import create_model, list_models
+    from equiscale.scales import ScaleGrid
 
 __version__ = "0.1.0"
+
+_SUBPACKAGES = ("basis", "data", "functional", "models", "nn", "testing")
+_HOMES = {
+    "HermiteBasis": "equiscale.basis",
+    "ScaleGrid": "equiscale.scales",
+    "SteerableBasis": "equiscale.basis",
+    "create_model": "equiscale.models",
+    "list_models": "equiscale.models",
+    "load_published_state_dict": "equiscale.deploy",
+}
 
 __all__ = [
     "HermiteBasis",
     "ScaleGrid",
     "SteerableBasis",
     "__version__",
+    "basis",
     "create_model",
+    "data",
     "functional",
     "list_models",
     "load_published_state_dict",
+    "models",
     "nn",
+    "testing",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name in _SUBPACKAGES:
+        return import_module(f"equiscale.{name}")
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'equiscale' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,1 @@
+"""Suites of runs, their execution, and one JSON record a run."""

@@ -1,0 +1,203 @@
+"""One JSON record a run: what was run, on what, and what came out."""
+
+import base64
+import hashlib
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from equiscale._files import atomic_path
+from equiscale.errors import RecordError
+from equiscale.experiments.spec import Augmentation, Protocol
+
+SCHEMA_VERSION: Literal[1] = 1
+_ID_DIGITS = 8
+_MAX_RECORD_BYTES = 32 * 2**20
+_MAX_PREDICTIONS = 10**7
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RunSettings(_Frozen):
+    """Everything that decides the outcome of a run, and nothing else."""
+
+    suite: str
+    dataset: str
+    model: str
+    augment: Augmentation
+    realisation: int
+    protocol: Protocol
+
+    @property
+    def run_id(self) -> str:
+        """A readable name and a hash of all settings; the name of the record's file."""
+        digest = hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:_ID_DIGITS]
+        plus = "+" if self.augment == "scale" else ""
+        return (
+            f"{self.model}{plus}-r{self.realisation}-s{self.protocol.seed}-e{self.protocol.epochs}-{digest}"
+        )
+
+
+class EpochRecord(_Frozen):
+    """One epoch; errors in percent."""
+
+    epoch: int
+    learning_rate: float
+    train_loss: float
+    train_error: float
+    validation_error: float
+    seconds: float
+
+
+class DataRecord(_Frozen):
+    """The data of a run: checksum of the realisation's arrays, and images a split."""
+
+    checksum: str
+    train: int
+    validation: int
+    test: int
+
+
+class FactorErrors(_Frozen):
+    """Test errors by the image's scaling factor: counts in the bins between ``edges``."""
+
+    edges: tuple[float, ...]
+    images: tuple[int, ...]
+    mistakes: tuple[int, ...]
+
+
+class LayerEquivariance(_Frozen):
+    """Relative equivariance error of the trained features behind one layer, at one scale factor."""
+
+    layer: str
+    factor: float
+    error: float
+
+
+class TestRecord(_Frozen):
+    """The best validation epoch on the test split.
+
+    Args:
+        epoch: The epoch that was tested, counted from 1.
+        error: Percent of mistakes.
+        predictions: The predicted class of every test image, see `encode_predictions`.
+        by_factor: Mistakes by the image's scaling factor.
+    """
+
+    __test__ = False  # not a test case, whatever its name says
+
+    epoch: int
+    error: float
+    predictions: str
+    by_factor: FactorErrors
+
+
+class Provenance(_Frozen):
+    """What made the record."""
+
+    versions: dict[str, str]
+    machine: dict[str, str]
+    commit: str | None
+    clean: bool | None
+    started: str
+    finished: str
+    train_seconds: float
+    test_seconds: float
+
+
+class RunRecord(_Frozen):
+    """One run, finished or failed.
+
+    Args:
+        schema_version: Of this format.
+        status: "finished", or "failed" with the reason in ``failure``.
+        settings: What was asked for.
+        parameters: Number of learned parameters.
+        data: What it was trained and tested on.
+        epochs: One entry an epoch.
+        test: The result; None for a failed run.
+        equivariance: Errors of the trained layers.
+        inspection: Name of the .npz beside the record with filters, features and samples.
+        provenance: Versions, machine, commit and times.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    status: Literal["finished", "failed"]
+    failure: str | None = None
+    settings: RunSettings
+    parameters: Annotated[int, Field(ge=0)]
+    data: DataRecord
+    epochs: tuple[EpochRecord, ...]
+    test: TestRecord | None = None
+    equivariance: tuple[LayerEquivariance, ...] = ()
+    inspection: str | None = None
+    provenance: Provenance
+
+
+def encode_predictions(predictions: Sequence[int] | NDArray[np.integer]) -> str:
+    """Classes 0 … 255 as base64 of zlib of one byte an image.
+
+    Example:
+        >>> decode_predictions(encode_predictions([3, 1, 4])).tolist()
+        [3, 1, 4]
+    """
+    return base64.b64encode(zlib.compress(np.asarray(predictions, dtype=np.uint8).tobytes(), 9)).decode()
+
+
+def decode_predictions(encoded: str) -> NDArray[np.uint8]:
+    """The inverse of `encode_predictions`.
+
+    Raises:
+        RecordError: If the text is damaged or unreasonably long.
+    """
+    try:
+        inflater = zlib.decompressobj()
+        raw = inflater.decompress(base64.b64decode(encoded, validate=True), _MAX_PREDICTIONS)
+    except (ValueError, zlib.error) as error:
+        raise RecordError(f"expected predictions as base64 of zlib, got damaged text: {error}") from error
+    if inflater.unconsumed_tail or not inflater.eof:
+        raise RecordError(f"expected at most {_MAX_PREDICTIONS} complete predictions, got more or a cut text")
+    return np.frombuffer(raw, dtype=np.uint8)
+
+
+def record_path(folder: Path, settings: RunSettings) -> Path:
+    """Where the record of a run lies in a results folder."""
+    return folder / settings.suite / f"{settings.run_id}.json"
+
+
+def write_record(folder: Path, record: RunRecord) -> Path:
+    """Write a record atomically; returns its path."""
+    target = record_path(folder, record.settings)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(target) as temporary:
+        temporary.write_text(record.model_dump_json(indent=1) + "\n")
+    return target
+
+
+def read_record(path: Path) -> RunRecord:
+    """Read and validate one record.
+
+    Raises:
+        RecordError: If the file is missing, too large, or no valid record, with the reason.
+    """
+    try:
+        if path.stat().st_size > _MAX_RECORD_BYTES:
+            raise RecordError(f"expected a record of at most {_MAX_RECORD_BYTES} bytes, got a larger {path}")
+        return RunRecord.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise RecordError(
+            f"expected a valid run record in {path}, got: {error}; delete it to run again"
+        ) from error
+
+
+def read_records(folder: Path, suite: str) -> Iterator[RunRecord]:
+    """All records of a suite in a results folder, in the order of their file names."""
+    for path in sorted((folder / suite).glob("*.json")):
+        yield read_record(path)

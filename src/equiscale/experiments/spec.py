@@ -1,0 +1,168 @@
+"""A suite: one TOML file a published table, with settings, what the paper leaves open, and claims."""
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from equiscale.errors import SettingError
+
+Augmentation = Literal["none", "scale"]
+AUGMENTATIONS: tuple[Augmentation, ...] = ("none", "scale")
+
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Protocol(_Frozen):
+    """How every run of a suite is trained.
+
+    Args:
+        epochs: Passes over the training split.
+        batch_size: Images a step.
+        learning_rate: Of Adam, at the start.
+        lr_steps: Epochs after which the learning rate is multiplied by ``lr_gamma``.
+        lr_gamma: The factor.
+        augment_range: Smallest and largest factor of the "scale" augmentation.
+        seed: Of the weights, the order of the batches, dropout and augmentation.
+    """
+
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    learning_rate: Annotated[float, Field(gt=0)]
+    lr_steps: tuple[PositiveInt, ...]
+    lr_gamma: Annotated[float, Field(gt=0)]
+    augment_range: tuple[float, float] = (0.5, 2.0)
+    seed: int = 0
+
+    def cut(self, epochs: int) -> "Protocol":
+        """The same schedule compressed to another number of epochs; the steps move in proportion."""
+        if epochs < 1:
+            raise SettingError(f"expected at least one epoch, got {epochs}")
+        steps = tuple(max(1, round(step * epochs / self.epochs)) for step in self.lr_steps)
+        return self.model_copy(update={"epochs": epochs, "lr_steps": steps})
+
+
+class Claim(_Frozen):
+    """A published number, in percent of errors.
+
+    Args:
+        mean: The mean error.
+        std: Its standard deviation, where one was published.
+        source: Where it was published.
+        checked: Whether it was compared with a copy of the source.
+    """
+
+    mean: float
+    std: float | None = None
+    source: str
+    checked: bool
+
+
+class Cell(_Frozen):
+    """One cell of the table: which network with which augmentation, and what was claimed."""
+
+    model: str
+    augment: Augmentation
+    claims: tuple[Claim, ...] = ()
+
+    @property
+    def claim(self) -> Claim | None:
+        """The claim to print: the first one that was checked, else the first."""
+        return next((claim for claim in self.claims if claim.checked), next(iter(self.claims), None))
+
+
+class Method(_Frozen):
+    """A row of the table; its cells stand under the names of the columns."""
+
+    name: str
+    cells: dict[str, Cell]
+
+
+class Suite(_Frozen):
+    """A whole table.
+
+    Args:
+        name: What the command line calls it.
+        title: Heading of the table.
+        dataset: The data set's name.
+        realisations: Realisations of the data set that are averaged.
+        columns: The columns' names, in order.
+        sources: The documents behind the claims, under their short names.
+        left_open: What the published description leaves open, and what is done here.
+        protocol: How every run is trained.
+        methods: The rows.
+    """
+
+    name: str
+    title: str
+    dataset: str
+    realisations: tuple[int, ...]
+    columns: tuple[str, ...]
+    sources: dict[str, str] = {}
+    left_open: tuple[str, ...] = ()
+    protocol: Protocol
+    methods: tuple[Method, ...]
+
+    @model_validator(mode="after")
+    def _cells_have_columns(self) -> "Suite":
+        for method in self.methods:
+            for column, cell in method.cells.items():
+                if column not in self.columns:
+                    raise ValueError(f"method {method.name!r} has a cell in the unknown column {column!r}")
+                for claim in cell.claims:
+                    if claim.source not in self.sources:
+                        raise ValueError(f"the claim {claim.mean} of {method.name!r} names no known source")
+        return self
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Every network of the table once, in the order of the rows."""
+        cells = (cell.model for method in self.methods for cell in method.cells.values())
+        return tuple(dict.fromkeys(cells))
+
+    @property
+    def augmentations(self) -> tuple[Augmentation, ...]:
+        """The augmentations that the table's columns use."""
+        used = {cell.augment for method in self.methods for cell in method.cells.values()}
+        return tuple(augment for augment in AUGMENTATIONS if augment in used)
+
+
+def list_suites() -> list[str]:
+    """The names of the suites that ship with the package."""
+    return sorted(Path(entry.name).stem for entry in _folder().iterdir() if entry.name.endswith(".toml"))
+
+
+def load_suite(name: str) -> Suite:
+    """A suite by its name, or from the path of a TOML file.
+
+    Raises:
+        SettingError: For an unknown name, or a file that is no valid suite.
+
+    Example:
+        >>> load_suite("mnist-scale").protocol.epochs
+        60
+    """
+    if name.endswith(".toml"):
+        return _parse(Path(name).read_text(), name)
+    if name not in list_suites():
+        raise SettingError(
+            f"expected a suite of {', '.join(list_suites())} or the path of a .toml file, got {name!r}"
+        )
+    return _parse((_folder() / f"{name}.toml").read_text(), name)
+
+
+def _folder() -> "resources.abc.Traversable":
+    return resources.files("equiscale.experiments") / "suites"
+
+
+def _parse(text: str, origin: str) -> Suite:
+    try:
+        return Suite.model_validate(tomllib.loads(text))
+    except (tomllib.TOMLDecodeError, ValidationError) as error:
+        raise SettingError(f"expected a valid suite in {origin}, got: {error}") from error
