@@ -1,0 +1,66 @@
+"""Files that appear under their final name only when they are complete."""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``target``; rename it to ``target`` on success, remove it on failure.
+
+    The body writes a file, or makes a folder, at the yielded path. A reader sees the old target or the
+    complete new one, never a part. A file is flushed to the disk before the rename; a folder replaces an
+    older folder, and its files are not flushed one by one.
+
+    Args:
+        target: The final path; its folder is made when it is missing.
+
+    Yields:
+        A path in the same folder that does not exist yet.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "numbers.txt"
+        >>> with atomic_path(target) as path:
+        ...     _ = path.write_text("1 2 3")
+        >>> target.read_text()
+        '1 2 3'
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        publish(temporary, target)
+    finally:
+        _remove(temporary)
+
+
+def publish(temporary: Path, target: Path) -> None:
+    """Flush the finished ``temporary`` to the disk and rename it to ``target`` in the same folder."""
+    if temporary.is_dir():
+        _remove(target)
+    else:
+        _flush(temporary, os.O_RDWR)
+    os.replace(temporary, target)
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        _flush(target.parent, os.O_RDONLY)
+
+
+def _flush(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

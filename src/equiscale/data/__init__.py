@@ -1,0 +1,96 @@
+"""Data sets, loaded as tensors that are checked against the published checksums."""
+
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from equiscale.data import digits_scale, mnist_scale
+from equiscale.data.dataset import Dataset, DatasetInfo
+from equiscale.data.loader import TensorBatches
+from equiscale.data.root import data_root
+from equiscale.data.transforms import normalize, random_rescale
+from equiscale.errors import SettingError
+
+__all__ = [
+    "Dataset",
+    "DatasetInfo",
+    "TensorBatches",
+    "data_root",
+    "dataset_info",
+    "list_datasets",
+    "load",
+    "normalize",
+    "random_rescale",
+]
+
+# A new data set is one file with an INFO, and one entry here.
+_REGISTRY: Final = {info.name: info for info in (mnist_scale.INFO, digits_scale.INFO)}
+
+
+def list_datasets() -> list[str]:
+    """The names of all data sets.
+
+    Example:
+        >>> list_datasets()
+        ['digits-scale', 'mnist-scale']
+    """
+    return sorted(_REGISTRY)
+
+
+def dataset_info(name: str) -> DatasetInfo:
+    """The description of a data set: citation, licence, sizes and normalisation.
+
+    Raises:
+        SettingError: If there is no data set of this name.
+
+    Example:
+        >>> dataset_info("mnist-scale").split_sizes["test"]
+        50000
+    """
+    if name not in _REGISTRY:
+        raise SettingError(f"expected a data set of {list_datasets()}, got {name!r}")
+    return _REGISTRY[name]
+
+
+def load(name: str, *, split: str, realisation: int = 0, root: Path | str | None = None) -> Dataset:
+    """Load one split of one realisation and check it.
+
+    Args:
+        name: A name that ``list_datasets`` gives.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        realisation: The number of the realisation; not the training seed.
+        root: The folder of prepared data; ``None`` as for ``data_root``.
+
+    Returns:
+        Images ``(N, C, H, W)`` in uint8, labels, scale factors, and the checksum of the realisation.
+
+    Raises:
+        SettingError: If the data set, split or realisation does not exist.
+        DataError: If the data set has not been prepared; the message holds the command that prepares it.
+        ChecksumError: If the prepared file is damaged.
+        MissingExtraError: If the data set is made on demand and Pillow or scikit-learn is missing.
+
+    Example:
+        >>> train = load("digits-scale", split="train")
+        >>> tuple(train.images.shape), train.num_classes
+        ((1000, 1, 28, 28), 10)
+    """
+    info = dataset_info(name)
+    if split not in info.split_sizes:
+        raise SettingError(f"expected a split of {name} of {list(info.split_sizes)}, got {split!r}")
+    if realisation not in range(info.realisations):
+        raise SettingError(
+            f"expected a realisation of {name} of {list(range(info.realisations))}, got {realisation!r}"
+        )
+    read = info.read(realisation, data_root(root))
+    arrays = read.splits[split]
+    return Dataset(
+        images=torch.tensor(arrays.images).unsqueeze(1),  # (N, H, W) -> (N, C, H, W)
+        labels=torch.tensor(arrays.labels, dtype=torch.int64),
+        factors=torch.tensor(arrays.factors),
+        info=info,
+        split=split,
+        realisation=realisation,
+        checksum=read.checksum,
+    )

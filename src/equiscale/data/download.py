@@ -1,0 +1,196 @@
+"""Downloads that are resumed, checked, and visible under their final name only when they are right."""
+
+import hashlib
+import http.client
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from equiscale._files import publish
+from equiscale.errors import ChecksumError, DataError, SettingError
+
+Progress: TypeAlias = Callable[[int, int | None], None]
+
+_CHUNK: Final = 1 << 16
+_ATTEMPTS: Final = 3  # at one mirror, each going on where the last one was cut off
+_DEFAULT_MAX_BYTES: Final = 4 << 30
+_RANGE_NOT_SATISFIABLE: Final = 416
+_ALGORITHMS: Final = ("md5", "sha256")
+_REFUSALS: Final = (DataError,)
+_INTERRUPTIONS: Final = (OSError, http.client.HTTPException)
+
+
+def fetch_file(
+    urls: Sequence[str],
+    target: Path,
+    *,
+    checksum: str | None = None,
+    max_bytes: int = _DEFAULT_MAX_BYTES,
+    timeout: float = 30.0,
+    progress: Progress | None = None,
+) -> Path:
+    """Download one file from the first mirror that delivers it.
+
+    The bytes go to ``<target>.part``. A download that is cut off is resumed there, in this call or the next.
+    The checksum is compared before the rename to ``target``; wrong bytes are deleted and the next mirror
+    is asked. A ``target`` that is there already, with the right checksum, is left as it is.
+
+    Args:
+        urls: The mirrors, http or https, in the order in which they are tried.
+        target: The final path.
+        checksum: The expected checksum, ``"md5:…"`` or ``"sha256:…"``, or None for no check.
+        max_bytes: The size limit in bytes.
+        timeout: The longest silence of the server, in seconds.
+        progress: Called with the bytes so far and in total (None when the server does not say).
+
+    Returns:
+        The target.
+
+    Raises:
+        SettingError: If a url is not http or https, none is given, or the checksum is not well formed.
+        ChecksumError: If a mirror delivered wrong bytes and none delivered the right ones.
+        DataError: If no mirror delivered the file.
+    """
+    _check_settings(urls, checksum)
+    target = Path(target)
+    if checksum is not None and _has_checksum(target, checksum):
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(target.name + ".part")
+    failures: list[Exception] = []
+    for url in urls:
+        transfer = _Transfer(url, part, max_bytes=max_bytes, timeout=timeout, progress=progress)
+        if _fetch_from(transfer, checksum, failures):
+            publish(part, target)
+            return target
+    raise _summary(target, failures)
+
+
+def _fetch_from(transfer: "_Transfer", checksum: str | None, failures: list[Exception]) -> bool:
+    """Whether this mirror delivered; what went wrong is added to ``failures``."""
+    for _ in range(_ATTEMPTS):
+        resumed = transfer.part.exists()
+        try:
+            transfer.run()
+            _check_part(transfer, checksum)
+        except _REFUSALS as error:
+            failures.append(error)
+            if not (resumed and isinstance(error, ChecksumError)):  # the wrong bytes may be an older mirror's
+                return False
+        except _INTERRUPTIONS as error:
+            failures.append(ConnectionError(f"{transfer.url}: {error or type(error).__name__}"))
+        else:
+            return True
+    return False
+
+
+def _check_part(transfer: "_Transfer", checksum: str | None) -> None:
+    found = file_checksum(transfer.part, checksum)
+    if found != checksum:
+        transfer.part.unlink()
+        raise ChecksumError(f"{transfer.url}: expected {checksum}, found {found}")
+
+
+def file_checksum(path: Path, like: str | None) -> str | None:
+    """The checksum of a file with the algorithm of ``like``, as ``"<algorithm>:<hex>"``; None for None."""
+    if like is None:
+        return None
+    algorithm = like.partition(":")[0]
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    with open(path, "rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return f"{algorithm}:{digest.hexdigest()}"
+
+
+class _Transfer:
+    """One mirror's bytes on their way to the part file."""
+
+    def __init__(
+        self, url: str, part: Path, *, max_bytes: int, timeout: float, progress: Progress | None
+    ) -> None:
+        self.url = url
+        self.part = part
+        self.max_bytes = max_bytes
+        self.timeout = timeout
+        self.progress = progress
+
+    def run(self) -> None:
+        """Append what is missing to the part file, or start again where the server cannot resume."""
+        offset = self.part.stat().st_size if self.part.exists() else 0
+        headers = {"User-Agent": "equiscale", "Accept-Encoding": "identity"}
+        if offset:
+            headers["Range"] = f"bytes={offset}-"
+        request = urllib.request.Request(self.url, headers=headers)
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout) as response:
+                self._receive(response, self._resumed_at(response, offset))
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code != _RANGE_NOT_SATISFIABLE or not offset:
+                raise DataError(f"{self.url}: HTTP {error.code} {error.reason}") from error
+            self.part.unlink()
+            self.run()
+
+    def _receive(self, response: http.client.HTTPResponse, offset: int) -> None:
+        length = response.headers.get("Content-Length")
+        total = offset + int(length) if length and length.isdigit() else None
+        self._check_size(total or 0)
+        size = offset
+        with open(self.part, "ab" if offset else "wb") as stream:
+            while chunk := response.read(_CHUNK):
+                size += len(chunk)
+                self._check_size(size)
+                stream.write(chunk)
+                if self.progress:
+                    self.progress(size, total)
+        if total is not None and size < total:
+            raise ConnectionError(f"the connection was closed after {size} of {total} bytes")
+
+    def _resumed_at(self, response: http.client.HTTPResponse, offset: int) -> int:
+        """Where the server goes on: at ``offset``, or at 0 when it ignores the range."""
+        if response.status != http.client.PARTIAL_CONTENT:
+            return 0
+        if not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
+            self.part.unlink()
+            raise ConnectionError(f"the server resumed somewhere else than at byte {offset}")
+        return offset
+
+    def _check_size(self, size: int) -> None:
+        if size > self.max_bytes:
+            self.part.unlink(missing_ok=True)
+            raise DataError(
+                f"{self.url}: expected at most {self.max_bytes} bytes, got {size} or more; "
+                "check the url, or raise max_bytes"
+            )
+
+
+def _has_checksum(path: Path, checksum: str) -> bool:
+    return path.is_file() and file_checksum(path, checksum) == checksum
+
+
+def _summary(target: Path, failures: Sequence[Exception]) -> DataError:
+    kind = ChecksumError if any(isinstance(failure, ChecksumError) for failure in failures) else DataError
+    told = "; ".join(str(failure) for failure in failures)
+    return kind(
+        f"expected {target.name} from one of its mirrors, got none: {told}; "
+        f"try again later, or get the file by other means and put it at {target}"
+    )
+
+
+def _check_settings(urls: Sequence[str], checksum: str | None) -> None:
+    if not urls or isinstance(urls, str):
+        raise SettingError(f"expected a list of at least one url, got {urls!r}")
+    for url in urls:
+        if not url.startswith(("http://", "https://")):
+            raise SettingError(f"expected an http or https url, got {url!r}")
+    if checksum is None:
+        return
+    algorithm, _, digest = checksum.partition(":")
+    if algorithm not in _ALGORITHMS or not re.fullmatch(r"[0-9a-f]+", digest):
+        raise SettingError(
+            f"expected a checksum like 'md5:…' or 'sha256:…' in lower-case hex, got {checksum!r}"
+        )

@@ -1,0 +1,99 @@
+"""Batches of tensors that stay on their device."""
+
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from equiscale.errors import SettingError, ShapeError
+
+Transform: TypeAlias = Callable[[Tensor, torch.Generator | None], Tensor]
+
+
+class TensorBatches:
+    """Batches of images and labels, without any work for single images.
+
+    Args:
+        images: ``(N, ...)``, on the device where the batches are wanted.
+        labels: ``(N,)``, on the same device.
+        batch_size: The size of the batches; the last one holds the rest.
+        transform: Called with each batch of images and the epoch's generator.
+        shuffle: Whether each epoch visits the images in a new order.
+
+    Raises:
+        ShapeError: If there are not as many labels as images.
+        SettingError: If the batch size is not positive, or the tensors lie on different devices.
+
+    Example:
+        >>> batches = TensorBatches(torch.zeros(5, 1, 2, 2), torch.arange(5), batch_size=2)
+        >>> [labels.tolist() for _, labels in batches.epoch()]
+        [[0, 1], [2, 3], [4]]
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        batch_size: int,
+        transform: Transform | None = None,
+        shuffle: bool = False,
+    ) -> None:
+        if len(images) != len(labels):
+            raise ShapeError(
+                f"expected one label for each image, got {len(images)} images and {len(labels)} labels"
+            )
+        if images.device != labels.device:
+            raise SettingError(
+                f"expected images and labels on one device, got {images.device} and {labels.device}"
+            )
+        if batch_size < 1:
+            raise SettingError(f"expected a positive batch size, got {batch_size}")
+        self.images = images
+        self.labels = labels
+        self.batch_size = batch_size
+        self.transform = transform
+        self.shuffle = shuffle
+
+    def __len__(self) -> int:
+        """The number of batches."""
+        return -(-len(self.images) // self.batch_size)
+
+    def epoch(self, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """One pass over the data.
+
+        Args:
+            generator: A generator of the CPU, from which alone the order and the transform draw.
+
+        Yields:
+            Images and labels of each batch.
+
+        Raises:
+            SettingError: If the data are shuffled and there is no generator of the CPU.
+        """
+        order = self._order(generator)
+        return self._batches(order, generator)
+
+    def _batches(
+        self, order: Tensor | None, generator: torch.Generator | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(self.images), self.batch_size):
+            stop = start + self.batch_size
+            chosen = slice(start, stop) if order is None else order[start:stop]
+            images = self.images[chosen]
+            if self.transform is not None:
+                images = self.transform(images, generator)
+            yield images, self.labels[chosen]
+
+    def _order(self, generator: torch.Generator | None) -> Tensor | None:
+        if not self.shuffle:
+            return None
+        if generator is None or generator.device.type != "cpu":
+            raise SettingError(
+                f"expected a generator of the CPU for a shuffled epoch, got "
+                f"{generator if generator is None else generator.device}; "
+                "give torch.Generator().manual_seed(seed)"
+            )
+        # Drawn on the CPU, so that the order is the same for every device.
+        return torch.randperm(len(self.images), generator=generator).to(self.images.device)
