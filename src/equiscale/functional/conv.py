@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
 from equiscale._typing import BasisTensor, Image, ScaleMap
-from equiscale.errors import ShapeError
+from equiscale.errors import SettingError, ShapeError
 from equiscale.functional.filters import synthesize_filters
 from equiscale.functional.geometry import ConvGeometry
 
@@ -17,7 +17,7 @@ _DEFAULT = ConvGeometry()
 def lift_conv2d(
     x: Tensor,
     weight: Tensor,
-    basis: BasisTensor,
+    basis: Tensor,
     bias: Tensor | None = None,
     *,
     geometry: ConvGeometry = _DEFAULT,
@@ -44,7 +44,8 @@ def lift_conv2d(
         The scale map.
 
     Raises:
-        ShapeError: If the shapes do not fit one another, or the padded image is smaller than K.
+        ShapeError: If the shapes or windows do not fit one another, or the padded image is smaller
+            than K.
 
     Exactness:
         Circular shifts of the image with circular padding: exact. Scaling by the grid's step:
@@ -62,7 +63,7 @@ def lift_conv2d(
     _check_input("lift_conv2d", x, weight, basis, geometry, layout="B C H W")
     maps = [
         _correlate(x, _window_filters(weight, basis, scale, window), bias, geometry, basis.shape[-1])
-        for scale, window in enumerate(windows or _full_windows(basis))
+        for scale, window in enumerate(_checked_windows("lift_conv2d", windows, basis))
     ]
     return torch.stack(maps, dim=2)  # (B, C', S, H', W')
 
@@ -70,7 +71,7 @@ def lift_conv2d(
 def scale_conv2d(
     x: Tensor,
     weight: Tensor,
-    basis: BasisTensor,
+    basis: Tensor,
     bias: Tensor | None = None,
     *,
     geometry: ConvGeometry = _DEFAULT,
@@ -97,7 +98,8 @@ def scale_conv2d(
         The scale map on the same scales.
 
     Raises:
-        ShapeError: If the shapes do not fit one another, or the padded map is smaller than K.
+        ShapeError: If the shapes or windows do not fit one another, or the padded map is smaller
+            than K.
 
     Exactness:
         Circular shifts with circular padding: exact. Scaling by the grid's step: approximate; the
@@ -113,16 +115,14 @@ def scale_conv2d(
     """
     _check_operands("scale_conv2d", weight, basis, bias, ndim=4)
     _check_input("scale_conv2d", x, weight, basis, geometry, layout="B C S H W")
-    num_scales, scale_size = x.shape[2], weight.shape[2]
+    scale_size = weight.shape[2]
     if geometry.scale_padding == "replicate":
         x = torch.cat([x, x[:, :, -1:].expand(-1, -1, scale_size - 1, -1, -1)], dim=2)
     maps = []
-    for scale, window in enumerate(windows or _full_windows(basis)):
+    for scale, window in enumerate(_checked_windows("scale_conv2d", windows, basis)):
         seen = x[:, :, scale : scale + scale_size]  # fewer than N at the open end: the rest is zero
         filters = _window_filters(weight[:, :, : seen.shape[2]], basis, scale, window)
         maps.append(_correlate(seen.flatten(1, 2), filters.flatten(1, 2), bias, geometry, basis.shape[-1]))
-    if len(maps) != num_scales:
-        raise ShapeError(f"scale_conv2d: expected {num_scales} windows, one for each scale, got {len(maps)}")
     return torch.stack(maps, dim=2)  # (B, C', S, H', W')
 
 
@@ -144,11 +144,16 @@ def pointwise_scale_conv2d(
         stride: Step in pixels.
         groups: Groups of channels that do not see each other.
 
+    Returns:
+        The scale map of C' channels.
+
     Raises:
+        SettingError: If stride or groups are below 1.
         ShapeError: If the shapes do not fit one another.
 
     Exactness:
-        Commutes exactly with every operation on pixels and with shifts along the scale axis.
+        At stride 1 commutes exactly with every permutation of pixels and of scales, shifts among
+        them; without a bias with every linear operation on pixels, up to rounding.
 
     Source:
         Sosnovik et al. 2020. Deviation: the published code accepts a bias and never adds it.
@@ -157,18 +162,22 @@ def pointwise_scale_conv2d(
         >>> pointwise_scale_conv2d(torch.randn(2, 3, 2, 8, 8), torch.randn(5, 3, 1, 1)).shape
         torch.Size([2, 5, 2, 8, 8])
     """
-    if x.ndim != 5 or x.shape[1] != weight.shape[1] * groups:
-        raise ShapeError(
-            f"pointwise_scale_conv2d: expected a scale map (B, {weight.shape[1] * groups}, S, H, W), "
-            f"got {tuple(x.shape)}"
-        )
+    _check_pointwise(x, weight, bias, stride, groups)
     x = x[..., ::stride, ::stride]
     mixed = conv2d(x.flatten(2, 3), weight, bias, groups=groups)  # (B, C', S*H', W')
     return mixed.view(*mixed.shape[:2], *x.shape[2:])
 
 
-def _full_windows(basis: BasisTensor) -> list[int]:
-    return [basis.shape[-1]] * basis.shape[1]
+def _checked_windows(name: str, windows: Sequence[int] | None, basis: BasisTensor) -> Sequence[int]:
+    num_scales, kernel_size = basis.shape[1:3]
+    if windows is None:
+        return [kernel_size] * num_scales
+    if len(windows) != num_scales or not all(0 < w <= kernel_size and w % 2 for w in windows):
+        raise ShapeError(
+            f"{name}: expected {num_scales} odd windows of at most {kernel_size} pixels, one for each scale, "
+            f"got {list(windows)}; support_windows(basis) finds them"
+        )
+    return windows
 
 
 def _window_filters(weight: Tensor, basis: BasisTensor, scale: int, window: int) -> Tensor:
@@ -190,6 +199,21 @@ def _correlate(
     return conv2d(x, filters, bias, geometry.stride, margin, groups=geometry.groups)
 
 
+def _check_pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, groups: int) -> None:
+    name = "pointwise_scale_conv2d"
+    if stride < 1 or groups < 1:
+        raise SettingError(f"{name}: expected stride and groups of at least 1, got {stride} and {groups}")
+    if weight.shape[2:] != (1, 1) or weight.shape[0] % groups:
+        raise ShapeError(
+            f"{name}: expected weights (C', C / groups, 1, 1) with C' divisible by {groups} groups, "
+            f"got {tuple(weight.shape)}"
+        )
+    _check_bias(name, weight, bias)
+    channels = weight.shape[1] * groups
+    if x.ndim != 5 or x.shape[1] != channels:
+        raise ShapeError(f"{name}: expected a scale map (B, {channels}, S, H, W), got {tuple(x.shape)}")
+
+
 def _check_operands(name: str, weight: Tensor, basis: Tensor, bias: Tensor | None, ndim: int) -> None:
     if basis.ndim != 4 or basis.shape[2] != basis.shape[3] or basis.shape[2] % 2 == 0:
         raise ShapeError(f"{name}: expected a basis (F, S, K, K) with odd K, got {tuple(basis.shape)}")
@@ -199,6 +223,10 @@ def _check_operands(name: str, weight: Tensor, basis: Tensor, bias: Tensor | Non
             f"{name}: expected weights {layout} with F={basis.shape[0]} as in the basis, "
             f"got {tuple(weight.shape)}"
         )
+    _check_bias(name, weight, bias)
+
+
+def _check_bias(name: str, weight: Tensor, bias: Tensor | None) -> None:
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ShapeError(
             f"{name}: expected a bias ({weight.shape[0]},), one number an output channel, "

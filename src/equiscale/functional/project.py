@@ -27,8 +27,9 @@ def scale_projection(x: Tensor, mode: Projection = "max") -> Tensor:
         SettingError: For an unknown mode.
 
     Exactness:
-        Exactly invariant to permutations of the scale axis ("argmax-scale": equivariant). A scaled
-        image also shifts features out of and into the axis: there the result changes.
+        Invariant to permutations of the scale axis, "max" bit for bit and the sums up to rounding;
+        "argmax-scale" is equivariant where one scale is strongest (of equal ones it takes the first).
+        A scaled image also shifts features out of and into the axis: there the result changes.
 
     Source:
         Sosnovik et al. 2020, section 4.3 (max).

@@ -108,7 +108,8 @@ class PointwiseScaleConv2d(nn.Module):
         ShapeError: From the forward pass, for an input that does not fit.
 
     Exactness:
-        Commutes exactly with every operation on pixels and with shifts along the scale axis.
+        At stride 1 commutes exactly with every permutation of pixels and of scales, shifts among
+        them; without a bias with every linear operation on pixels, up to rounding.
 
     Source:
         Sosnovik et al. 2020. Deviation: the published layer accepts a bias and never adds it.

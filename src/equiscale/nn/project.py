@@ -23,7 +23,8 @@ class ScaleProjection(nn.Module):
         ShapeError: From the forward pass, if the input is not a scale map.
 
     Exactness:
-        Exactly invariant to permutations of the scale axis ("argmax-scale": equivariant).
+        Invariant to permutations of the scale axis, "max" bit for bit and the sums up to rounding;
+        "argmax-scale" is equivariant where one scale is strongest (of equal ones it takes the first).
 
     Source:
         Sosnovik et al. 2020, section 4.3 (max).
