@@ -1,0 +1,92 @@
+"""From a suite and a selection to the list of its runs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import TypeVar
+
+from equiscale.errors import SettingError
+from equiscale.experiments.records import RunSettings
+from equiscale.experiments.spec import Augmentation, Suite
+
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which runs of a suite; None: all.
+
+    Args:
+        models: A shell pattern for the networks' names.
+        augment: Augmentations.
+        realisations: Realisations of the data set.
+        epochs: Another number of epochs; the learning rate's steps move in proportion.
+    """
+
+    models: str = "*"
+    augment: Sequence[Augmentation] | None = None
+    realisations: Sequence[int] | None = None
+    epochs: int | None = None
+
+
+def plan_runs(suite: Suite, selection: Selection | None = None) -> list[RunSettings]:
+    """Every network with every augmentation on every realisation; what the table shows comes first.
+
+    Raises:
+        SettingError: If the selection names what the suite does not have.
+
+    Example:
+        >>> from equiscale.experiments.spec import load_suite
+        >>> len(plan_runs(load_suite("digits-scale")))
+        9
+    """
+    chosen = selection or Selection()
+    models = [model for model in suite.models if fnmatch(model, chosen.models)]
+    if not models:
+        raise SettingError(
+            f"expected a pattern that matches a model of {', '.join(suite.models)}, got {chosen.models!r}"
+        )
+    augmentations = _subset("augment", chosen.augment, suite.augmentations)
+    realisations = _subset("realisations", chosen.realisations, suite.realisations)
+    protocol = suite.protocol if chosen.epochs is None else suite.protocol.cut(chosen.epochs)
+    runs = [
+        RunSettings(
+            suite=suite.name,
+            dataset=suite.dataset,
+            model=model,
+            augment=augment,
+            realisation=realisation,
+            protocol=protocol,
+        )
+        for realisation in realisations
+        for augment in augmentations
+        for model in models
+    ]
+    shown = {(cell.model, cell.augment) for method in suite.methods for cell in method.cells.values()}
+    return sorted(runs, key=lambda run: (run.model, run.augment) not in shown)
+
+
+def parse_numbers(text: str) -> list[int]:
+    """Numbers and ranges, as in ``0-2,5``.
+
+    Raises:
+        SettingError: If the text is something else.
+
+    Example:
+        >>> parse_numbers("0-2,5")
+        [0, 1, 2, 5]
+    """
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or len(part) > 16:
+            raise SettingError(f"expected numbers and ranges such as 0-2,5, got {text!r}")
+        numbers.extend(range(int(first), int(last or first) + 1))
+    return numbers
+
+
+def _subset(name: str, chosen: Sequence[_Value] | None, available: Sequence[_Value]) -> list[_Value]:
+    missing = [value for value in chosen or () if value not in available]
+    if missing or (chosen is not None and not chosen):
+        raise SettingError(f"expected {name} of {list(available)}, got {list(chosen or ())}")
+    return list(dict.fromkeys(chosen if chosen is not None else available))

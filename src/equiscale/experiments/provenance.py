@@ -1,0 +1,71 @@
+"""What made a record: versions, machine, commit."""
+
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+_PACKAGES = ("equiscale", "torch", "numpy", "safetensors", "pillow", "scikit-learn")
+
+
+def versions() -> dict[str, str]:
+    """Python's and the packages' versions, of those that are installed."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """Processor, cores, threads in use, system and device; nothing that names the machine itself."""
+    found = {
+        "processor": _processor(),
+        "cores": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+        "system": platform.system(),
+        "device": str(device),
+    }
+    if device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+    return found
+
+
+def commit() -> tuple[str | None, bool | None]:
+    """The commit of the source tree and whether it is clean; None for an installed package."""
+    folder = Path(__file__).parent
+    revision = _git(folder, "rev-parse", "HEAD")
+    if revision is None or _git(folder, "ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return None, None
+    changes = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", "../..")
+    return revision, changes == ""
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()

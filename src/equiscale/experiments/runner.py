@@ -1,0 +1,139 @@
+"""A sweep: several runs at a time, each in a process of its own."""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import Literal
+
+from equiscale.errors import EquiscaleError
+from equiscale.experiments.execute import RunOptions, checkpoint_path, execute_run
+from equiscale.experiments.records import RunSettings, read_record, record_path
+from equiscale.train import EpochResult
+
+
+@dataclass(frozen=True)
+class RunEvent:
+    """What happened to a run: "started", an "epoch", "finished", "failed" (with the reason), "skipped"."""
+
+    kind: Literal["started", "epoch", "finished", "failed", "skipped"]
+    settings: RunSettings
+    epoch: EpochResult | None = None
+    message: str = ""
+
+
+def is_finished(settings: RunSettings, options: RunOptions) -> bool:
+    """Whether a valid record of the finished run exists; a failed run is not finished.
+
+    Raises:
+        RecordError: If the record is damaged.
+    """
+    path = record_path(options.folder, settings)
+    return path.exists() and read_record(path).status == "finished"
+
+
+def run_sweep(
+    runs: Sequence[RunSettings],
+    options: RunOptions,
+    *,
+    jobs: int = 1,
+    on_event: Callable[[RunEvent], None],
+) -> list[RunEvent]:
+    """Do all runs that are not finished, ``jobs`` at a time; a run that fails does not stop the rest.
+
+    Must be called under ``if __name__ == "__main__":``, as everything that starts processes.
+
+    Args:
+        runs: What to run.
+        options: Where and how; its threads are shared out among the jobs.
+        jobs: Processes at a time.
+        on_event: Called with everything that happens.
+
+    Returns:
+        The events of the runs that failed.
+    """
+    failures: list[RunEvent] = []
+    shared = replace(options, threads=max(1, options.threads // jobs))
+    open_runs = [settings for settings in runs if not is_finished(settings, options)]
+    for settings in runs:
+        if settings not in open_runs:
+            on_event(RunEvent("skipped", settings))
+    for event in _run_processes(open_runs, shared, jobs):
+        if event.kind == "failed":
+            failures.append(event)
+        on_event(event)
+    return failures
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _run_processes(runs: Sequence[RunSettings], options: RunOptions, jobs: int) -> Iterator[RunEvent]:
+    waiting, active = list(runs), dict[Connection, tuple[SpawnProcess, RunSettings]]()
+    try:
+        while waiting or active:
+            while waiting and len(active) < jobs:
+                settings = waiting.pop(0)
+                receiver, process = _start(settings, options)
+                active[receiver] = (process, settings)
+                yield RunEvent("started", settings)
+            ready = wait(list(active))
+            for receiver in [receiver for receiver in active if receiver in ready]:
+                yield from _receive(receiver, active, options)
+    finally:
+        for process, _ in active.values():
+            process.terminate()
+            process.join()
+
+
+def _start(settings: RunSettings, options: RunOptions) -> tuple[Connection, SpawnProcess]:
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(settings, options, sender), daemon=True)
+    process.start()
+    sender.close()
+    return receiver, process
+
+
+def _receive(
+    receiver: Connection, active: dict[Connection, tuple[SpawnProcess, RunSettings]], options: RunOptions
+) -> Iterator[RunEvent]:
+    """One event of a run; the end of the stream without a last word means that its process died."""
+    process, settings = active[receiver]
+    try:
+        event: RunEvent = receiver.recv()
+    except EOFError:
+        process.join()
+        event = RunEvent("failed", settings, message=_obituary(process.exitcode, settings, options))
+    if event.kind in ("finished", "failed"):
+        process.join()
+        del active[receiver]
+        receiver.close()
+    yield event
+
+
+def _obituary(exitcode: int | None, settings: RunSettings, options: RunOptions) -> str:
+    resumable = checkpoint_path(options.folder, settings).exists()
+    cure = "run the same command again to go on from its last checkpoint" if resumable else "run it again"
+    return f"its process died with exit code {exitcode} (killed, or out of memory); {cure}"
+
+
+def _work(settings: RunSettings, options: RunOptions, sender: Connection) -> None:
+    """The body of a run's process."""
+    try:
+        record = execute_run(
+            settings, options, on_epoch=lambda result: sender.send(RunEvent("epoch", settings, epoch=result))
+        )
+    except (EquiscaleError, OSError, RuntimeError) as error:
+        sender.send(RunEvent("failed", settings, message=f"{type(error).__name__}: {error}"))
+    except KeyboardInterrupt:
+        return
+    else:
+        result = f"{record.test.error:.2f} % test error" if record.test else ""
+        sender.send(RunEvent(record.status, settings, message=record.failure or result))
+    finally:
+        sender.close()
