@@ -38,7 +38,8 @@ class RunSettings(_Frozen):
     @property
     def run_id(self) -> str:
         """A readable name and a hash of all settings; the name of the record's file."""
-        digest = hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:_ID_DIGITS]
+        decisive = self.model_dump_json(exclude_defaults=True)  # a new field leaves old names alone
+        digest = hashlib.sha256(decisive.encode()).hexdigest()[:_ID_DIGITS]
         plus = "+" if self.augment == "scale" else ""
         return (
             f"{self.model}{plus}-r{self.realisation}-s{self.protocol.seed}-e{self.protocol.epochs}-{digest}"

@@ -6,9 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from typing import Literal
 
-from equiscale.errors import EquiscaleError
+import torch
+
+from equiscale.data import load
+from equiscale.errors import EquiscaleError, SettingError
 from equiscale.experiments.execute import RunOptions, checkpoint_path, execute_run
 from equiscale.experiments.records import RunSettings, read_record, record_path
 from equiscale.train import EpochResult
@@ -22,6 +26,46 @@ class RunEvent:
     settings: RunSettings
     epoch: EpochResult | None = None
     message: str = ""
+
+
+def prepare_options(
+    runs: Sequence[RunSettings],
+    *,
+    folder: Path,
+    data_root: Path | None,
+    device: str,
+    jobs: int,
+    resume: bool,
+) -> tuple[RunOptions, int]:
+    """Check device and data before any work starts, and decide how many runs go side by side.
+
+    Returns:
+        The options, and the number of jobs.
+
+    Raises:
+        SettingError: For an unknown or missing device, or a negative number of jobs.
+        DataError: If the data of a run are missing or damaged.
+    """
+    if jobs < 0:
+        raise SettingError(f"expected 0 jobs (automatic) or more, got {jobs}")
+    chosen = _check_device(device)
+    for dataset, realisation in dict.fromkeys((run.dataset, run.realisation) for run in runs):
+        load(dataset, split="test", realisation=realisation, root=data_root)
+    cores = available_cores()
+    automatic = 1 if chosen.startswith("cuda") else min(cores, len(runs))
+    return RunOptions(folder, data_root, chosen, threads=cores, resume=resume), jobs or automatic
+
+
+def _check_device(device: str) -> str:
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = found if device == "auto" else device
+    if chosen != "cpu" and not chosen.startswith("cuda"):
+        raise SettingError(f"expected a device of auto, cpu, cuda or cuda:N, got {device!r}")
+    if chosen.startswith("cuda") and found == "cpu":
+        raise SettingError(
+            f"expected a CUDA device for {device!r}, got none on this machine; use --device cpu"
+        )
+    return chosen
 
 
 def is_finished(settings: RunSettings, options: RunOptions) -> bool:

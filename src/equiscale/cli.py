@@ -1,0 +1,225 @@
+"""The command line: parses, delegates, and shows. Everything heavy is imported inside the commands."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from equiscale.errors import EquiscaleError, SettingError
+
+if TYPE_CHECKING:
+    from equiscale.experiments.records import RunRecord
+    from equiscale.experiments.spec import Suite
+
+app = typer.Typer(
+    help="Scale-equivariant convolutional networks: data, published experiments, tables and reports.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+data_app = typer.Typer(help="Prepare data sets.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+ROOT_HELP = "Folder of prepared data (default: EQUISCALE_DATA_DIR, else the user's cache)."
+Root = Annotated[Path | None, typer.Option(help=ROOT_HELP)]
+Results = Annotated[Path, typer.Option(help="Folder of the run records.")]
+SuiteName = Annotated[
+    str, typer.Argument(metavar="SUITE", help="A suite's name, or the path of a .toml file.")
+]
+DEFAULT_RESULTS = Path("runs")
+
+
+@app.command("list")
+def list_command() -> None:
+    """List models, data sets and suites."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from equiscale.data import dataset_info, list_datasets
+    from equiscale.experiments.spec import list_suites, load_suite
+    from equiscale.models import list_models, model_entry
+
+    console, table = Console(), Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("kind", "name", "what it is"):
+        table.add_column(heading, overflow="fold")
+    for name in list_models():
+        entry = model_entry(name)
+        table.add_row("model", name, f"{entry.method} ({entry.citation.authors} {entry.citation.year})")
+    for name in list_datasets():
+        table.add_row("data", name, dataset_info(name).citation)
+    for name in list_suites():
+        table.add_row("suite", name, load_suite(name).title)
+    console.print(table)
+
+
+@data_app.command("prepare")
+def data_prepare(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="For example mnist-scale.")],
+    root: Root = None,
+    source: Annotated[Path | None, typer.Option(help="Folder with the four files of MNIST.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Download MNIST to the root.")] = False,
+    realisations: Annotated[str, typer.Option(help="Numbers and ranges, such as 0-2,5.")] = "0-5",
+    png: Annotated[
+        bool, typer.Option("--png", help="Also write the published folders of PNG files.")
+    ] = False,
+) -> None:
+    """Make a data set and check it against the published checksums."""
+    from equiscale.data import data_root, dataset_info, mnist_scale
+    from equiscale.experiments.plan import parse_numbers
+
+    with _errors_as_messages():
+        info = dataset_info(dataset)
+        if info.name != mnist_scale.INFO.name:
+            typer.echo(f"{dataset} needs no preparation: it is made when it is loaded.")
+            return
+        numbers = parse_numbers(realisations)
+        mnist_scale.prepare(
+            root, source=source, download=download, realisations=numbers, png=png, progress=typer.echo
+        )
+        typer.echo(f"Prepared {dataset} in {data_root(root)}")
+
+
+@app.command()
+def reproduce(
+    suite: SuiteName,
+    models: Annotated[str, typer.Option(help="Shell pattern of the networks' names.")] = "*",
+    augment: Annotated[str | None, typer.Option(help="none, scale, or both: none,scale.")] = None,
+    realisations: Annotated[str | None, typer.Option(help="Numbers and ranges, such as 0-2,5.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Cut the published schedule to so many epochs.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    jobs: Annotated[int, typer.Option(help="Runs at a time; 0: one a core, on a GPU one.")] = 0,
+    root: Root = None,
+    results: Results = DEFAULT_RESULTS,
+    resume: Annotated[bool, typer.Option(help="Go on from checkpoints of unfinished runs.")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the runs.")] = False,
+) -> None:
+    """Train and test every run of a suite that has no record yet."""
+    from equiscale.experiments.plan import Selection, parse_numbers, plan_runs
+    from equiscale.experiments.spec import load_suite
+
+    with _errors_as_messages():
+        plan = load_suite(suite)
+        selection = Selection(
+            models=models,
+            augment=_augmentations(augment),
+            realisations=None if realisations is None else parse_numbers(realisations),
+            epochs=epochs,
+        )
+        runs = plan_runs(plan, selection)
+        if dry_run:
+            for run in runs:
+                typer.echo(run.run_id)
+            typer.echo(f"{len(runs)} runs")
+            return
+        from equiscale.experiments.progress import reproduce_with_progress
+        from equiscale.experiments.runner import prepare_options
+
+        options, jobs = prepare_options(
+            runs, folder=results, data_root=root, device=device, jobs=jobs, resume=resume
+        )
+        failures = reproduce_with_progress(runs, options, jobs=jobs)
+    if failures:
+        raise typer.Exit(1)
+
+
+@app.command()
+def table(
+    suite: SuiteName,
+    results: Results = DEFAULT_RESULTS,
+    format: Annotated[
+        Literal["terminal", "markdown", "csv", "latex"], typer.Option(help="How to print it.")
+    ] = "terminal",
+    into: Annotated[Path | None, typer.Option(help="Replace the table in a Markdown document.")] = None,
+) -> None:
+    """Print the error table of a suite, with the published claims beside it."""
+    from equiscale.report import build_table, insert_into, render
+
+    with _errors_as_messages():
+        plan, records = _load(suite, results)
+        built = build_table(plan, records)
+        if into is not None:
+            insert_into(into, plan.name, render(built, "markdown"))
+            typer.echo(f"Wrote the table of {plan.name} into {into}")
+        else:
+            typer.echo(render(built, format))
+
+
+@app.command("export-yaml")
+def export_yaml(
+    suite: SuiteName,
+    results: Results = DEFAULT_RESULTS,
+    output: Annotated[Path, typer.Option(help="The file to write.")] = Path("results.yml"),
+) -> None:
+    """Write the one-line-a-run results.yml of the original reproduction."""
+    from equiscale._files import atomic_path
+    from equiscale.report import results_yaml
+
+    with _errors_as_messages():
+        _, records = _load(suite, results)
+        with atomic_path(output) as temporary:
+            temporary.write_text(results_yaml(records))
+        typer.echo(f"Wrote {len(records)} runs to {output}")
+
+
+@app.command()
+def report(
+    suite: SuiteName,
+    results: Results = DEFAULT_RESULTS,
+    output: Annotated[Path | None, typer.Option(help="Default: report.html beside the records.")] = None,
+) -> None:
+    """Write one self-contained HTML page about a suite's results."""
+    from equiscale.report import write_report
+
+    with _errors_as_messages():
+        plan, _ = _load(suite, results)
+        target = write_report(plan, results, output or results / plan.name / "report.html")
+        typer.echo(f"Wrote {target}")
+
+
+def main() -> None:
+    """The entry point of ``python -m equiscale``."""
+    app()
+
+
+@contextmanager
+def _errors_as_messages() -> Iterator[None]:
+    """Errors that equiscale raises on purpose end the program with one line instead of a traceback."""
+    try:
+        yield
+    except EquiscaleError as error:
+        if os.environ.get("EQUISCALE_TRACEBACK"):
+            raise
+        typer.echo(f"equiscale: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("\nequiscale: interrupted; the same command goes on from the last checkpoints", err=True)
+        sys.exit(130)
+
+
+def _augmentations(text: str | None) -> "list[Literal['none', 'scale']] | None":
+    from equiscale.experiments.spec import AUGMENTATIONS
+
+    if text is None:
+        return None
+    chosen = [augment for augment in AUGMENTATIONS if augment in text.split(",")]
+    if len(chosen) != len(text.split(",")):
+        raise SettingError(f"expected augmentations of {', '.join(AUGMENTATIONS)}, got {text!r}")
+    return chosen
+
+
+def _load(suite: str, results: Path) -> "tuple[Suite, list[RunRecord]]":
+    from equiscale.experiments.records import read_records
+    from equiscale.experiments.spec import load_suite
+
+    plan = load_suite(suite)
+    records = list(read_records(results, plan.name))
+    if not records:
+        raise SettingError(
+            f"expected run records in {results / plan.name}, got none; make some with "
+            f"'equiscale reproduce {suite} --results {results}'"
+        )
+    return plan, records
