@@ -28,9 +28,7 @@ class GoldenCase:
 
     def _named(self, prefix: str) -> dict[str, Tensor]:
         return {
-            name.removeprefix(prefix): array
-            for name, array in self.arrays.items()
-            if name.startswith(prefix)
+            name.removeprefix(prefix): array for name, array in self.arrays.items() if name.startswith(prefix)
         }
 
 

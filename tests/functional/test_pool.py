@@ -1,0 +1,49 @@
+from functools import partial
+
+import pytest
+import torch
+from torch.nn.functional import avg_pool3d, max_pool3d
+
+from equiscale.errors import ShapeError
+from equiscale.functional import scale_avg_pool2d, scale_max_pool2d
+
+COVERS = {"scale_max_pool2d", "scale_avg_pool2d"}
+
+POOLS = [(scale_max_pool2d, max_pool3d), (scale_avg_pool2d, avg_pool3d)]
+
+
+@pytest.fixture
+def x(generator: torch.Generator) -> torch.Tensor:
+    return torch.randn(2, 3, 4, 8, 12, dtype=torch.float64, generator=generator)
+
+
+@pytest.mark.parametrize(("pool", "torch_pool"), POOLS)
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(2, None, 0), (4, None, 0), (3, 2, 1), (3, 1, 0)])
+def test_equals_three_dimensional_pooling_of_depth_one(
+    pool, torch_pool, kernel: int, stride: int | None, padding: int, x: torch.Tensor
+) -> None:
+    step = kernel if stride is None else stride
+    expected = torch_pool(x, [1, kernel, kernel], [1, step, step], [0, padding, padding])
+    actual = pool(x, kernel, stride=stride, padding=padding)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("pool", [scale_max_pool2d, scale_avg_pool2d])
+def test_commutes_with_shifts_of_scales_and_by_the_stride(pool, x: torch.Tensor) -> None:
+    pool = partial(pool, kernel_size=2)
+    expected = pool(x).roll((1, 1, -2), (2, 3, 4))
+    torch.testing.assert_close(pool(x.roll((1, 2, -4), (2, 3, 4))), expected, rtol=0, atol=1e-15)
+    assert (pool(x.roll(1, 3)) - pool(x).roll(1, 3)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("pool", [scale_max_pool2d, scale_avg_pool2d])
+def test_derivatives(pool, generator: torch.Generator) -> None:
+    x = torch.randn(1, 2, 2, 5, 4, dtype=torch.float64, generator=generator).requires_grad_()
+    assert torch.autograd.gradcheck(partial(pool, kernel_size=3, stride=2, padding=1), (x,))
+
+
+@pytest.mark.parametrize("pool", [scale_max_pool2d, scale_avg_pool2d])
+def test_refuses_an_image(pool) -> None:
+    text = rf"{pool.__name__}: expected a scale map \(B, C, S, H, W\), got \(2, 3, 8, 8\)"
+    with pytest.raises(ShapeError, match=text):
+        pool(torch.zeros(2, 3, 8, 8), 2)

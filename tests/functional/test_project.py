@@ -1,0 +1,79 @@
+import math
+
+import pytest
+import torch
+
+from equiscale.errors import SettingError, ShapeError
+from equiscale.functional import scale_projection
+from tests.golden import golden_case
+
+COVERS = {"scale_projection"}
+
+
+@pytest.fixture
+def x(generator: torch.Generator) -> torch.Tensor:
+    return torch.randn(2, 3, 4, 5, 6, dtype=torch.float64, generator=generator)
+
+
+def test_values_by_hand() -> None:
+    x = torch.tensor([1.0, 4.0, -2.0], dtype=torch.float64).view(1, 1, 3, 1, 1)
+    by_mode = {
+        "max": 4.0,
+        "mean": 1.0,
+        "logsumexp": math.log(math.exp(1) + math.exp(4) + math.exp(-2)),
+        "argmax-scale": 1,
+    }
+    for mode, expected in by_mode.items():
+        y = scale_projection(x, mode)
+        assert y.shape == (1, 1, 1, 1)
+        assert y.item() == pytest.approx(expected, rel=1e-14)
+
+
+def test_maximum_equals_the_published_one_with_its_gradient() -> None:
+    case = golden_case("scale_max_projection")
+    x = case["x0"].clone().requires_grad_()
+    y = scale_projection(x)
+    y.backward(case["grad_y0"])
+    assert torch.equal(y, case["y0"])
+    assert torch.equal(x.grad, case["grad_x0"])
+
+
+def test_maximum_is_invariant_to_permutations_bit_for_bit(x: torch.Tensor) -> None:
+    assert torch.equal(scale_projection(x[:, :, [2, 0, 3, 1]]), scale_projection(x))
+
+
+@pytest.mark.parametrize("mode", ["mean", "logsumexp"])
+def test_sums_are_invariant_to_permutations_up_to_rounding(mode: str, x: torch.Tensor) -> None:
+    y = scale_projection(x, mode)
+    torch.testing.assert_close(scale_projection(x[:, :, [2, 0, 3, 1]], mode), y, rtol=0, atol=1e-14)
+    assert (scale_projection(x[:, :, [0, 0, 1, 2]], mode) - y).abs().max() > 0.1
+
+
+def test_strongest_scale_is_an_index_that_moves_with_the_scales(x: torch.Tensor) -> None:
+    y = scale_projection(x, "argmax-scale")
+    assert y.dtype == torch.int64
+    assert not y.requires_grad
+    order = torch.tensor([2, 0, 3, 1])
+    assert torch.equal(order[scale_projection(x[:, :, order], "argmax-scale")], y)
+    assert torch.equal(x.gather(2, y[:, :, None])[:, :, 0], scale_projection(x))
+
+
+def test_of_equal_scales_the_first_is_strongest_and_one_alone_gets_the_gradient() -> None:
+    x = torch.zeros(1, 1, 3, 1, 1, dtype=torch.float64, requires_grad=True)
+    assert scale_projection(x, "argmax-scale").item() == 0
+    scale_projection(x).sum().backward()
+    assert sorted(x.grad.flatten().tolist()) == [0.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("mode", ["max", "mean", "logsumexp"])
+def test_derivatives(mode: str, generator: torch.Generator) -> None:
+    x = torch.randn(1, 2, 3, 2, 3, dtype=torch.float64, generator=generator).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: scale_projection(x, mode), (x,))
+
+
+def test_refuses_images_and_unknown_modes() -> None:
+    with pytest.raises(ShapeError, match=r"scale map \(B, C, S, H, W\), got \(2, 3, 8, 8\)"):
+        scale_projection(torch.zeros(2, 3, 8, 8))
+    text = "expected a projection of max, mean, logsumexp, argmax-scale, got 'median'"
+    with pytest.raises(SettingError, match=text):
+        scale_projection(torch.zeros(1, 1, 1, 1, 1), "median")  # type: ignore[arg-type]
