@@ -1,0 +1,277 @@
+"""What every layer promises: one row a layer, and the same tests for all."""
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import nn
+
+import equiscale.nn
+from equiscale import HermiteBasis, ScaleGrid
+from equiscale.errors import EquiscaleError, SettingError, ShapeError
+from equiscale.nn import (
+    LiftConv2d,
+    PointwiseScaleConv2d,
+    ScaleAvgPool2d,
+    ScaleBatchNorm2d,
+    ScaleChannelDropout,
+    ScaleConv2d,
+    ScaleDropout2d,
+    ScaleMaxPool2d,
+    ScaleProjection,
+    SteerableConv2d,
+)
+
+GRID = ScaleGrid.geometric(1.0, 1.5, 3)
+BASIS = HermiteBasis(2)
+STEERABLE = {"kernel_size": 7, "grid": GRID, "basis": BASIS}
+
+IMAGE, MAP = (2, 4, 8, 9), (2, 4, 3, 8, 9)
+NOT_A_MAP = [((2, 4, 8, 9), r"got \(2, 4, 8, 9\)"), ((4, 3, 8, 9, 1, 1), r"got \(4, 3, 8, 9, 1, 1\)")]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A layer as it is used, and as it refuses to be used."""
+
+    build: Callable[[], nn.Module]
+    input: tuple[int, ...] = MAP
+    output: tuple[int, ...] = MAP
+    state: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    shown: str = ""
+    wrong_inputs: list[tuple[tuple[int, ...], str]] = field(default_factory=lambda: NOT_A_MAP)
+    wrong_settings: list[tuple[dict, str]] = field(default_factory=list)
+
+    @property
+    def layer(self) -> type[nn.Module]:
+        return type(self.build())
+
+
+WRONG_CHANNELS = [
+    ({"in_channels": 0}, "in_channels to be a positive multiple of groups=1, got 0"),
+    ({"out_channels": -1}, "out_channels to be a positive multiple of groups=1, got -1"),
+    ({"in_channels": 4, "groups": 3}, "in_channels to be a positive multiple of groups=3, got 4"),
+    ({"stride": 0}, "stride of at least 1, got 0"),
+    ({"padding_mode": "wrap"}, "padding_mode to be one of zeros, .*, got 'wrap'"),
+]
+WRONG_P = [({"p": 1.0}, r"p with 0 <= p < 1, got 1\.0"), ({"p": -0.5}, r"p with 0 <= p < 1, got -0\.5")]
+WRONG_POOL = [
+    ({"kernel_size": 0}, "kernel_size and stride of at least 1, got 0 and None"),
+    ({"kernel_size": 2, "stride": 0}, "kernel_size and stride of at least 1, got 2 and 0"),
+    ({"kernel_size": 3, "padding": 2}, "padding of 0 to 1, half the kernel, got 2"),
+]
+
+ROWS = {
+    "LiftConv2d": Row(
+        lambda: LiftConv2d(4, 6, **STEERABLE, padding="same", groups=2),
+        input=IMAGE,
+        output=(2, 6, 3, 8, 9),
+        state={"weight": (6, 2, 4), "bias": (6,)},
+        shown="4, 6, kernel_size=7, grid=ScaleGrid([1.0, 1.5, 2.25]), basis=HermiteBasis(effective_size=2",
+        wrong_inputs=[
+            (MAP, r"\(B, 4, H, W\), got \(2, 4, 3, 8, 9\)"),
+            ((2, 3, 8, 9), r"\(B, 4, H, W\), got \(2, 3, 8, 9\)"),
+        ],
+        wrong_settings=WRONG_CHANNELS,
+    ),
+    "ScaleConv2d": Row(
+        lambda: ScaleConv2d(4, 6, **STEERABLE, scale_size=2, stride=2),
+        output=(2, 6, 3, 1, 2),
+        state={"weight": (6, 4, 2, 4), "bias": (6,)},
+        shown="bias=True, stride=2, scale_size=2",
+        wrong_inputs=[
+            (IMAGE, r"\(B, 4, 3, H, W\), got \(2, 4, 8, 9\)"),
+            ((2, 4, 2, 8, 9), r"\(B, 4, 3, H, W\), got \(2, 4, 2, 8, 9\)"),
+            ((2, 4, 3, 6, 9), r"kernel's 7 pixels, got \(6, 9\) with padding 0"),
+        ],
+        wrong_settings=[
+            *WRONG_CHANNELS,
+            ({"scale_size": 4}, "scale_size of 1 to 3, the grid's scales, got 4"),
+            ({"scale_size": 0}, "scale_size of 1 to 3, the grid's scales, got 0"),
+        ],
+    ),
+    "PointwiseScaleConv2d": Row(
+        lambda: PointwiseScaleConv2d(4, 6, stride=2, groups=2),
+        output=(2, 6, 3, 4, 5),
+        state={"weight": (6, 2, 1, 1), "bias": (6,)},
+        shown="4, 6, stride=2, groups=2, bias=True",
+        wrong_inputs=[*NOT_A_MAP, ((2, 5, 3, 8, 9), r"\(B, 4, S, H, W\), got \(2, 5, 3, 8, 9\)")],
+        wrong_settings=[
+            ({"stride": 0}, "stride and groups of at least 1, got 0 and 1"),
+            ({"out_channels": 0}, "positive multiples of groups=1 as channels, got 4 and 0"),
+            ({"groups": 4}, "positive multiples of groups=4 as channels, got 4 and 6"),
+        ],
+    ),
+    "ScaleBatchNorm2d": Row(
+        lambda: ScaleBatchNorm2d(4),
+        state={
+            "weight": (4,),
+            "bias": (4,),
+            "running_mean": (4,),
+            "running_var": (4,),
+            "num_batches_tracked": (),
+        },
+        shown="4, eps=1e-05, momentum=0.1",
+        wrong_inputs=[*NOT_A_MAP, ((2, 3, 3, 8, 9), r"\(B, 4, S, H, W\), got \(2, 3, 3, 8, 9\)")],
+    ),
+    "ScaleMaxPool2d": Row(
+        lambda: ScaleMaxPool2d(3, stride=2, padding=1),
+        output=(2, 4, 3, 4, 5),
+        shown="3, stride=2, padding=1",
+        wrong_settings=WRONG_POOL,
+    ),
+    "ScaleAvgPool2d": Row(
+        lambda: ScaleAvgPool2d(2), output=(2, 4, 3, 4, 4), shown="2, stride=2", wrong_settings=WRONG_POOL
+    ),
+    "ScaleProjection": Row(
+        lambda: ScaleProjection("mean"),
+        output=IMAGE,
+        shown="'mean'",
+        wrong_settings=[({"mode": "min"}, "projection of max, mean, logsumexp, argmax-scale, got 'min'")],
+    ),
+    "ScaleDropout2d": Row(lambda: ScaleDropout2d(0.3), shown="p=0.3", wrong_settings=WRONG_P),
+    "ScaleChannelDropout": Row(lambda: ScaleChannelDropout(0.3), shown="p=0.3", wrong_settings=WRONG_P),
+}
+
+COVERS = set(ROWS) | {"SteerableConv2d"}
+
+EVERY_LAYER = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+WITH_STATE = pytest.mark.parametrize(
+    "row", [row for row in ROWS.values() if row.state], ids=[name for name, row in ROWS.items() if row.state]
+)
+
+
+def some_input(row: Row, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(row.input, dtype=dtype, generator=torch.Generator().manual_seed(0))
+
+
+def stirred(module: nn.Module) -> nn.Module:
+    """No bias is zero and no running mean either, so that a forgotten one shows."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for tensor in module.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+    return module
+
+
+def test_every_public_layer_has_a_row() -> None:
+    layers = {
+        name
+        for name in equiscale.nn.__all__
+        if isinstance(getattr(equiscale.nn, name), type)
+        and issubclass(getattr(equiscale.nn, name), nn.Module)
+    }
+    base = {"SteerableConv2d"}  # no forward of its own
+    assert layers - base == set(ROWS), "give the new layer a row in ROWS"
+    assert all(row.layer.__name__ == name for name, row in ROWS.items())
+    assert issubclass(LiftConv2d, SteerableConv2d)
+    assert issubclass(ScaleConv2d, SteerableConv2d)
+
+
+@EVERY_LAYER
+def test_maps_a_non_square_input_to_the_documented_shape(row: Row) -> None:
+    module = row.build()
+    y = module(some_input(row))
+    assert tuple(y.shape) == row.output
+    assert bool(torch.isfinite(y).all())
+    assert row.shown in repr(module)
+
+
+@EVERY_LAYER
+def test_images_of_a_batch_do_not_see_each_other_in_evaluation(row: Row) -> None:
+    module, x = stirred(row.build()).eval(), some_input(row)
+    alone = torch.cat([module(image[None]) for image in x])
+    torch.testing.assert_close(module(x), alone, rtol=1e-5, atol=1e-5)
+
+
+@EVERY_LAYER
+def test_empty_batches_keep_their_shape(row: Row) -> None:
+    assert tuple(row.build().eval()(some_input(row)[:0]).shape) == (0, *row.output[1:])
+
+
+@EVERY_LAYER
+def test_memory_layout_of_the_input_does_not_matter(row: Row) -> None:
+    module, x = stirred(row.build()).eval(), some_input(row)
+    layout = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+    torch.testing.assert_close(module(x.contiguous(memory_format=layout)), module(x), rtol=1e-5, atol=1e-5)
+
+
+@EVERY_LAYER
+def test_state_keys_are_the_same_in_training_and_evaluation(row: Row) -> None:
+    module = row.build()
+    for mode in (True, False):
+        module.train(mode)
+        module(some_input(row))
+        assert {key: tuple(value.shape) for key, value in module.state_dict().items()} == row.state
+
+
+@WITH_STATE
+def test_state_makes_a_round_trip(row: Row) -> None:
+    module, other = stirred(row.build()).eval(), row.build().eval()
+    assert not torch.equal(module(some_input(row)), other(some_input(row)))
+    buffer = io.BytesIO()
+    torch.save(module.state_dict(), buffer)
+    buffer.seek(0)
+    other.load_state_dict(torch.load(buffer, weights_only=True))
+    assert torch.equal(module(some_input(row)), other(some_input(row)))
+
+
+@WITH_STATE
+def test_copies_compute_the_same_and_share_nothing(row: Row) -> None:
+    module, x = stirred(row.build()).eval(), some_input(row)
+    expected = module(x)
+    copies = [copy.deepcopy(module), pickle.loads(pickle.dumps(module))]
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+    for clone in copies:
+        assert torch.equal(clone(x), expected)
+
+
+@EVERY_LAYER
+def test_follows_to_double_precision(row: Row) -> None:
+    module, x = stirred(row.build()).eval(), some_input(row)
+    single = module(x)
+    double = module.double()(x.double())
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(double.float(), single, rtol=1e-4, atol=1e-4)
+
+
+@WITH_STATE
+def test_every_parameter_matters_and_gets_a_gradient(row: Row) -> None:
+    module, x = stirred(row.build()).eval(), some_input(row)
+    y = module(x)
+    y.square().mean().backward()
+    for name, parameter in module.named_parameters():
+        assert (parameter.grad != 0).all(), name
+        with torch.no_grad():
+            parameter.add_(0.1)
+            assert not torch.allclose(module(x), y), name
+            parameter.sub_(0.1)
+
+
+@pytest.mark.parametrize(
+    ("row", "shape", "text"),
+    [(row, shape, text) for row in ROWS.values() for shape, text in row.wrong_inputs],
+)
+def test_refuses_wrong_inputs(row: Row, shape: tuple[int, ...], text: str) -> None:
+    with pytest.raises(ShapeError, match=r": expected .*" + text):
+        row.build()(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("row", "settings", "text"),
+    [(row, settings, text) for row in ROWS.values() for settings, text in row.wrong_settings],
+)
+def test_refuses_wrong_settings(row: Row, settings: dict, text: str) -> None:
+    legal = {"in_channels": 4, "out_channels": 6} if "weight" in row.state else {}
+    if issubclass(row.layer, SteerableConv2d):
+        legal |= STEERABLE
+    error: type[EquiscaleError] = SettingError
+    with pytest.raises(error, match="expected .*" + text):
+        row.layer(**{**legal, **settings})
