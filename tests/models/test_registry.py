@@ -1,0 +1,55 @@
+"""Names, settings and overrides."""
+
+import pytest
+
+from equiscale import create_model, list_models
+from equiscale.errors import ModelError
+from equiscale.models import model_entry
+from equiscale.models.registry import register
+
+PUBLISHED = [
+    "mnist_cnn_28",
+    "mnist_cnn_56",
+    *(f"mnist_ses_{kind}_{size}" for kind in ("scalar", "vector") for size in ("28", "28p", "56", "56p")),
+]
+
+
+def test_the_published_networks_are_listed() -> None:
+    assert list_models() == sorted(PUBLISHED)
+    assert list_models("mnist_ses_scalar_*p") == ["mnist_ses_scalar_28p", "mnist_ses_scalar_56p"]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_network_has_the_published_number_of_parameters(name: str) -> None:
+    assert sum(parameter.numel() for parameter in create_model(name).parameters()) == 494_549
+
+
+def test_overrides_replace_settings() -> None:
+    model = create_model("mnist_ses_scalar_28", num_classes=3, in_channels=2, dropout=0.1, kernel_size=9)
+    assert (model.settings.num_classes, model.settings.in_channels) == (3, 2)
+    assert model.linear[-1].out_features == 3
+    assert model.linear[3].p == 0.1
+    assert model.main[0].in_channels == 2
+    assert model.main[0].kernel_size == 9
+    assert model_entry("mnist_ses_scalar_28").settings.kernel_size == 15
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: create_model("mnist_cnn"),
+            "expected a model of mnist_cnn_28, mnist_cnn_56, .* got 'mnist_cnn'",
+        ),
+        (
+            lambda: create_model("mnist_cnn_28", kernel_size=3),
+            "expected overrides of upsample, channels, .* for 'mnist_cnn_28', got kernel_size",
+        ),
+        (lambda: create_model("mnist_cnn_28", pretrained=True), "no trained weights are published"),
+        (lambda: create_model("mnist_cnn_28", num_classes=0), "expected at least one class"),
+        (lambda: register(model_entry("mnist_cnn_28")), "'mnist_cnn_28', which is registered already"),
+    ],
+)
+def test_errors_say_what_was_expected(call, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        call()
