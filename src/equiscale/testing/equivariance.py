@@ -217,7 +217,7 @@ class _Experiment:
         if not bool(torch.isfinite(y).all()):
             raise SettingError(
                 f"expected finite outputs, got {int((~torch.isfinite(y)).sum())} that are not, "
-                f"at scale factor {factor:g}"
+                f"at scale factor {factor:.4g}"
             )
         return y
 
@@ -237,7 +237,7 @@ class _Experiment:
         norm = float(expected.double().norm())
         if norm == 0:
             raise SettingError(
-                f"the module's output is zero where it is compared at scale factor {factor:g}; "
+                f"the module's output is zero where it is compared at scale factor {factor:.4g}; "
                 "no relative error exists, use other weights or a richer input"
             )
         return float((actual.double() - expected.double()).norm()) / norm, expected.numel()
@@ -256,7 +256,7 @@ class _Experiment:
             if touched:
                 raise SettingError(
                     "expected an output scale that does not depend on the scales that come in from outside "
-                    f"at factor {factor:g}, got an output that mixes all scales; measure it from the image on"
+                    f"at factor {factor:.4g}, got an output that mixes all scales; measure it from the image on"
                 )
             return actual, expected
         num_scales = actual.shape[2]
@@ -264,7 +264,7 @@ class _Experiment:
         kept = [s for s in range(end) if 0 <= s - shift < end and s not in touched]
         if not kept:
             raise SettingError(
-                f"expected a scale left to compare at factor {factor:g}, a shift by {shift} of {num_scales} "
+                f"expected a scale left to compare at factor {factor:.4g}, a shift by {shift} of {num_scales} "
                 f"scales, got none with scale_margin={self.scale_margin}; use a factor nearer to 1"
             )
         return actual[:, :, kept], expected[:, :, [s - shift for s in kept]]
@@ -293,7 +293,7 @@ class _Experiment:
         if abs(shift) >= num_scales or not math.isclose(factor, step**shift, rel_tol=_POWER_TOLERANCE):
             usable = ", ".join(f"{step**k:.4g}" for k in range(1 - num_scales, num_scales))
             raise SettingError(
-                f"expected scale factors of {usable}, powers of the grid's step, got {factor:g}"
+                f"expected scale factors of {usable}, powers of the grid's step, got {factor:.4g}"
             )
         return shift
 
@@ -306,7 +306,7 @@ class _Experiment:
         )
         if not (bool(rows.any()) and bool(columns.any())):
             raise SettingError(
-                f"expected a margin that leaves pixels to compare at factor {factor:g}, got {margin} for an "
+                f"expected a margin that leaves pixels to compare at factor {factor:.4g}, got {margin} for an "
                 f"output of {tuple(y.shape[-2:])}; use a smaller margin or a larger image"
             )
         return y[..., rows.to(y.device), :][..., columns.to(y.device)]
