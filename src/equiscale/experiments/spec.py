@@ -149,7 +149,11 @@ def load_suite(name: str) -> Suite:
         60
     """
     if name.endswith(".toml"):
-        return _parse(Path(name).read_text(), name)
+        try:
+            text = Path(name).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingError(f"expected a readable suite in {name}, got: {error}") from error
+        return _parse(text, name)
     if name not in list_suites():
         raise SettingError(
             f"expected a suite of {', '.join(list_suites())} or the path of a .toml file, got {name!r}"

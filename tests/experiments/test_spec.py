@@ -1,0 +1,86 @@
+"""Suites: what ships, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from equiscale.errors import SettingError
+from equiscale.experiments.spec import list_suites, load_suite
+from equiscale.models import list_models
+
+SOURCED = {  # checked against a source document: SESN, in the order of the columns
+    "SESN scalar": [(1.95, 0.17), (1.98, 0.14), (1.68, 0.12), (1.67, 0.18)],
+    "SESN vector": [(2.00, 0.20), (2.00, 0.21), (1.66, 0.17), (1.59, 0.16)],
+}
+
+
+@pytest.mark.parametrize("name", list_suites())
+def test_every_suite_names_existing_models(name: str) -> None:
+    suite = load_suite(name)
+    assert suite.name == name
+    assert set(suite.models) <= set(list_models())
+
+
+def test_the_published_protocol() -> None:
+    protocol = load_suite("mnist-scale").protocol
+    assert (protocol.epochs, protocol.batch_size, protocol.learning_rate) == (60, 128, 0.01)
+    assert (protocol.lr_steps, protocol.lr_gamma, protocol.augment_range) == ((20, 40), 0.1, (0.5, 2.0))
+
+
+def test_checked_claims_are_preferred_and_unchecked_ones_are_marked() -> None:
+    suite = load_suite("mnist-scale")
+    for method in suite.methods:
+        claims = [method.cells[column].claim for column in suite.columns]
+        if method.name in SOURCED:
+            assert [(claim.mean, claim.std) for claim in claims] == SOURCED[method.name]
+            assert all(claim.checked for claim in claims)
+        else:
+            assert not any(claim.checked for claim in claims)
+
+
+def test_the_plus_columns_take_the_second_configuration() -> None:
+    cells = load_suite("mnist-scale").methods[1].cells
+    assert {column: (cell.model, cell.augment) for column, cell in cells.items()} == {
+        "28×28": ("mnist_ses_scalar_28", "none"),
+        "28×28 +": ("mnist_ses_scalar_28p", "scale"),
+        "56×56": ("mnist_ses_scalar_56", "none"),
+        "56×56 +": ("mnist_ses_scalar_56p", "scale"),
+    }
+
+
+def test_a_cut_schedule_keeps_its_proportions() -> None:
+    cut = load_suite("mnist-scale").protocol.cut(30)
+    assert (cut.epochs, cut.lr_steps) == (30, (10, 20))
+    with pytest.raises(SettingError, match="at least one epoch, got 0"):
+        cut.cut(0)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("epochs = 3", "epochs = 0", "greater than or equal to 1"),
+        ("epochs = 3", "epoch = 3", "epochs\n  Field required"),
+        ('"28×28" = {', '"32×32" = {', "unknown column '32×32'"),
+        ('augment = "none"', 'augment = "flip"', "Input should be 'none' or 'scale'"),
+        ('name = "small"', "name = ", "Invalid value"),
+        (
+            'augment = "none"',
+            'augment = "none", claims = [{ mean = 1.0, source = "x", checked = true }]',
+            "names no known source",
+        ),
+    ],
+)
+def test_invalid_suites_are_refused(small_suite: Path, old: str, new: str, message: str) -> None:
+    small_suite.write_text(small_suite.read_text().replace(old, new))
+    with pytest.raises(SettingError, match=r"expected a valid suite in .*small\.toml") as caught:
+        load_suite(str(small_suite))
+    assert message in str(caught.value)
+
+
+def test_unknown_suites_list_what_exists(tmp_path: Path) -> None:
+    with pytest.raises(
+        SettingError, match=r"expected a suite of digits-scale, mnist-scale or .* got 'mnist'"
+    ):
+        load_suite("mnist")
+    with pytest.raises(SettingError, match="expected a readable suite"):
+        load_suite(str(tmp_path / "none.toml"))

@@ -1,0 +1,135 @@
+"""Whole sweeps in real processes: records, skipping, failures, kill -9 and resumption."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from equiscale.errors import DataError, SettingError
+from equiscale.experiments.execute import RunOptions, checkpoint_path, execute_run, weights_path
+from equiscale.experiments.plan import Selection, plan_runs
+from equiscale.experiments.records import RunSettings, decode_predictions, read_record, record_path
+from equiscale.experiments.runner import RunEvent, is_finished, prepare_options, run_sweep
+from equiscale.experiments.spec import load_suite
+
+
+@pytest.fixture
+def runs(small_suite: Path) -> list[RunSettings]:
+    return plan_runs(load_suite(str(small_suite)))
+
+
+def reproduce(suite: Path, results: Path, *arguments: str) -> subprocess.Popen[str]:
+    """The real command in a process group of its own, on one thread."""
+    command = [sys.executable, "-m", "equiscale", "reproduce", str(suite), "--results", str(results)]
+    return subprocess.Popen(
+        [*command, "--jobs", "1", "--realisations", "0", *arguments],
+        start_new_session=True,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def test_a_sweep_leaves_records_weights_and_pictures(tmp_path: Path, runs: list[RunSettings]) -> None:
+    options = RunOptions(tmp_path / "results", threads=2)
+    events: list[RunEvent] = []
+    assert run_sweep(runs, options, jobs=2, on_event=events.append) == []
+    assert sorted(event.kind for event in events) == ["epoch"] * 6 + ["finished"] * 2 + ["started"] * 2
+
+    record = read_record(record_path(options.folder, runs[0]))
+    assert (record.status, record.parameters, record.data.test) == ("finished", 494_549, 600)
+    assert [epoch.epoch for epoch in record.epochs] == [1, 2, 3]
+    assert [epoch.learning_rate for epoch in record.epochs] == pytest.approx([0.01, 0.01, 0.001])
+    best = min(record.epochs, key=lambda epoch: epoch.validation_error)
+    assert record.test.epoch == best.epoch
+    predictions = decode_predictions(record.test.predictions)
+    assert len(predictions) == sum(record.test.by_factor.images) == 600
+    assert sum(record.test.by_factor.mistakes) == pytest.approx(6 * record.test.error)
+    assert [layer.layer for layer in record.equivariance] == ["main.0", "main.4", "main.8"]
+    assert all(0 < layer.error < 2 for layer in record.equivariance)
+    with np.load(options.folder / "small" / record.inspection) as arrays:
+        assert arrays["filters/main.0"].shape == (8, 1, 7, 7)
+        assert arrays["features/main.8"].shape == (3, 1, 7, 7)
+        assert arrays["feature_inputs"].shape == (3, 28, 28)
+    assert load_file(weights_path(options.folder, runs[0]))["linear.4.bias"].shape == (10,)
+    assert not checkpoint_path(options.folder, runs[0]).exists()
+
+    again: list[RunEvent] = []
+    run_sweep(runs, options, jobs=2, on_event=again.append)
+    assert [event.kind for event in again] == ["skipped", "skipped"]
+
+
+def test_kill_9_and_resume_gives_the_same_bits(tmp_path: Path, small_suite: Path, runs) -> None:
+    quiet, killed = tmp_path / "quiet", tmp_path / "killed"
+    process = reproduce(small_suite, quiet)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+
+    process, checkpoint = reproduce(small_suite, killed), checkpoint_path(killed, runs[0])
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not is_finished(runs[0], RunOptions(killed)), "killed too late for the test to show anything"
+
+    process = reproduce(small_suite, killed, "--resume")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    expected, resumed = (load_file(weights_path(folder, runs[0])) for folder in (quiet, killed))
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+    first, second = (read_record(record_path(folder, runs[0])) for folder in (quiet, killed))
+    assert first.test == second.test
+    assert [epoch.train_loss for epoch in first.epochs] == [epoch.train_loss for epoch in second.epochs]
+
+
+def test_a_training_that_diverges_leaves_a_record_that_says_so(tmp_path: Path, small_suite: Path) -> None:
+    small_suite.write_text(small_suite.read_text().replace("learning_rate = 0.01", "learning_rate = 1e30"))
+    run = plan_runs(load_suite(str(small_suite)), Selection(realisations=[0]))[0]
+    options = RunOptions(tmp_path / "results")
+    record = execute_run(run, options)
+    assert record == read_record(record_path(options.folder, run))
+    assert record.status == "failed"
+    assert record.failure.startswith("expected a finite loss, got nan in epoch")
+    assert record.test is None
+    assert not is_finished(run, options), "a failed run is done again"
+
+
+def test_a_process_that_dies_is_reported_and_the_rest_goes_on(tmp_path: Path, runs) -> None:
+    options = RunOptions(tmp_path / "results")
+    finished: list[str] = []
+
+    def kill_the_first(event: RunEvent) -> None:
+        if event.kind == "epoch" and event.settings == runs[0]:
+            children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+            for child in children:
+                if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    os.kill(int(child), signal.SIGKILL)
+        elif event.kind == "finished":
+            finished.append(event.settings.run_id)
+
+    failures = run_sweep(runs, options, jobs=1, on_event=kill_the_first)
+    assert [failure.settings for failure in failures] == [runs[0]]
+    assert "died with exit code -9" in failures[0].message
+    assert "go on from its last checkpoint" in failures[0].message
+    assert finished == [runs[1].run_id]
+
+
+def test_missing_data_and_devices_are_errors_before_any_run(tmp_path: Path) -> None:
+    mnist = plan_runs(load_suite("mnist-scale"), Selection(realisations=[0]))
+    settings = {"folder": tmp_path, "data_root": tmp_path, "jobs": 1, "resume": True}
+    with pytest.raises(DataError, match="equiscale data prepare mnist-scale"):
+        prepare_options(mnist, device="cpu", **settings)
+    with pytest.raises(SettingError, match="expected a device of auto, cpu, cuda or cuda:N, got 'tpu'"):
+        prepare_options(mnist, device="tpu", **settings)
+    with pytest.raises(SettingError, match="expected 0 jobs"):
+        prepare_options(mnist, device="cpu", **{**settings, "jobs": -1})
