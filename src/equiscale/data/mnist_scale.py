@@ -1,7 +1,7 @@
 """MNIST-scale: the six published realisations, made from MNIST byte for byte.
 
 Source:
-    Sosnovik, Szmaja and Smeulders, 2020, "Scale-equivariant steerable networks", section 6.1.
+    Sosnovik, Szmaja and Smeulders, 2020, "Scale-equivariant steerable networks".
 """
 
 import os
@@ -83,6 +83,7 @@ class _Job:
 
     @property
     def path(self) -> Path:
+        """The file to be made."""
         return realisation_path(self.root, self.realisation)
 
 

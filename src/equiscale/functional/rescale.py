@@ -60,10 +60,11 @@ def rescale(
     Exactness:
         Bit for bit the identity at factor 1. No filter against aliasing is applied below 1. With the true
         centre, mirror-symmetric images stay mirror-symmetric. With Pillow's parameters the result is within
-        one grey level of Pillow's (``tests/functional/test_rescale.py``).
+        one grey level of Pillow's (``tests/functional/test_rescale.py``); only a source point that falls
+        exactly on the right or lower edge is inside here, for symmetry, and outside for Pillow.
 
     Source:
-        Keys, 1981, "Cubic convolution interpolation for digital image processing", equation 8.
+        Keys, 1981, "Cubic convolution interpolation for digital image processing".
 
     Example:
         >>> x = torch.arange(16.0).reshape(4, 4)
