@@ -1,0 +1,62 @@
+# Every target sets up what it needs (a virtual environment in .venv with pinned versions) and says
+# what it wrote where. Needs python3.11 or newer with venv, and make.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+RESULTS := runs
+SUITE := digits-scale
+TORCH := $(shell grep '^torch==' constraints.txt)
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+SOURCES := src tests benchmarks
+
+.DEFAULT_GOAL := help
+.PHONY: help install install-dev reproduce test check lint types format readme clean
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@echo "Setting up $(VENV) with $(PYTHON) (once; downloads torch and a few small packages) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) $(TORCH) hatchling editables
+	@$(PIP) $(TORCH) --no-build-isolation --editable '.[all]'
+	@touch $@
+	@echo "Installed equiscale in $(VENV); '$(BIN)/equiscale --help' shows what it does."
+
+$(VENV)/installed-dev: $(VENV)/installed
+	@echo "Adding the tools for tests and checks ..."
+	@$(PIP) $$($(BIN)/python -c "import tomllib; g = tomllib.load(open('pyproject.toml', 'rb'))['dependency-groups']; print(*(f'{p}' for n in ('test', 'lint') for p in g[n]), sep='\n')")
+	@touch $@
+
+install: $(VENV)/installed ## Set up .venv
+
+install-dev: $(VENV)/installed-dev ## Set up .venv with the tools for tests and checks
+
+reproduce: $(VENV)/installed ## Prepare data, train, show the table, write the report (SUITE, RESULTS)
+	@$(BIN)/equiscale reproduce $(SUITE) --results $(RESULTS)
+	@$(BIN)/equiscale table $(SUITE) --results $(RESULTS)
+	@$(BIN)/equiscale report $(SUITE) --results $(RESULTS)
+
+test: $(VENV)/installed-dev ## Run all tests and doctests
+	@$(BIN)/pytest --numprocesses auto --dist worksteal --quiet
+
+lint: $(VENV)/installed-dev ## Check format and style
+	@$(BIN)/ruff format --check --quiet $(SOURCES)
+	@$(BIN)/ruff check --quiet $(SOURCES)
+	@echo "Format and style are clean."
+
+types: $(VENV)/installed-dev ## Check types, strictly
+	@$(BIN)/mypy
+
+check: lint types test ## Everything that must hold before a change lands
+
+format: $(VENV)/installed-dev ## Format the code
+	@$(BIN)/ruff format $(SOURCES)
+	@$(BIN)/ruff check --fix $(SOURCES)
+
+readme: $(VENV)/installed ## Write the tables of the README from the committed records
+	@$(BIN)/equiscale table mnist-scale --results results --into README.md
+	@$(BIN)/equiscale table digits-scale --results results --into README.md
+
+clean: ## Remove .venv and caches (never results)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
