@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RESULTS := runs
 SUITE := digits-scale
 TORCH := $(shell grep '^torch==' constraints.txt)
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES := src tests benchmarks
 
 .DEFAULT_GOAL := help
@@ -18,14 +18,14 @@ help: ## Show this list
 $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) with $(PYTHON) (once; downloads torch and a few small packages) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) $(TORCH) hatchling editables
-	@$(PIP) $(TORCH) --no-build-isolation --editable '.[all]'
+	@$(PIP) --upgrade pip
+	@$(PIP) --build-constraint constraints.txt $(TORCH) --editable '.[all]'
 	@touch $@
 	@echo "Installed equiscale in $(VENV); '$(BIN)/equiscale --help' shows what it does."
 
 $(VENV)/installed-dev: $(VENV)/installed
 	@echo "Adding the tools for tests and checks ..."
-	@$(PIP) $$($(BIN)/python -c "import tomllib; g = tomllib.load(open('pyproject.toml', 'rb'))['dependency-groups']; print(*(f'{p}' for n in ('test', 'lint') for p in g[n]), sep='\n')")
+	@$(PIP) --group dev
 	@touch $@
 
 install: $(VENV)/installed ## Set up .venv
