@@ -13,7 +13,6 @@ import pytest
 from equiscale.data import digits_scale, mnist_scale
 from equiscale.data.scale_recipe import encode_pngs, make_splits, pngs_checksum, splits_checksum
 
-REPOSITORY = Path(__file__).parents[2]
 SOURCE_VARIABLE = "EQUISCALE_MNIST_SOURCE"
 
 
@@ -21,10 +20,9 @@ SOURCE_VARIABLE = "EQUISCALE_MNIST_SOURCE"
 def mnist_source() -> Path:
     """The folder of MNIST's four files; on CI the tests that need it fail without it."""
     chosen = os.environ.get(SOURCE_VARIABLE)
-    folder = Path(chosen) if chosen else REPOSITORY.parent / "shared" / "data" / "mnist"
-    if folder.is_dir():
-        return folder
-    missing = f"MNIST is not at {folder}; set {SOURCE_VARIABLE} to the folder of its four files"
+    if chosen and Path(chosen).is_dir():
+        return Path(chosen)
+    missing = f"MNIST is not at {chosen}; set {SOURCE_VARIABLE} to the folder of its four files"
     if os.environ.get("CI"):
         pytest.fail(missing)
     pytest.skip(missing)
