@@ -1,6 +1,6 @@
 """The convolutions against loops, their derivatives, their symmetries and their refusals."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import pytest
@@ -12,6 +12,7 @@ from torch import Tensor
 from equiscale.errors import EquiscaleError, SettingError, ShapeError
 from equiscale.functional import (
     ConvGeometry,
+    GeometryOptions,
     lift_conv2d,
     pointwise_scale_conv2d,
     scale_conv2d,
@@ -354,6 +355,10 @@ def test_pointwise_refuses(x, weight, bias, options, error: type[EquiscaleError]
 def test_geometry_refuses(options: dict, text: str) -> None:
     with pytest.raises(SettingError, match="expected .*" + text):
         ConvGeometry(**options)
+
+
+def test_options_are_the_fields_of_the_geometry() -> None:
+    assert list(GeometryOptions.__annotations__) == [field.name for field in fields(ConvGeometry)]
 
 
 def test_geometry_names_what_differs_from_the_default() -> None:

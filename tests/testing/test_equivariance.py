@@ -358,7 +358,7 @@ MAP = torch.ones(1, 1, 3, 8, 8)
         (always(MAP), [1.43], {"grid": GRID}, SettingError, r"powers of the grid's step, got 1\.43"),
         (
             always(MAP), [2.0], {"grid": GRID, "scale_margin": 1}, SettingError,
-            "scale left to compare at factor 2, a shift by 2 of 3 scales, got none with scale_margin=1",
+            "scales to compare at factor 2, a shift by 2 of 3, got none with scale_margin=1",
         ),
     ],
 )  # fmt: skip

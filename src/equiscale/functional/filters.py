@@ -45,6 +45,12 @@ def support_windows(basis: BasisTensor) -> tuple[int, ...]:
     Shapes:
         basis: ``(F, S, K, K)`` with odd K; result: S odd numbers.
 
+    Args:
+        basis: ψ, the sampled functions.
+
+    Returns:
+        The sides in pixels; 1 where all functions vanish.
+
     Example:
         >>> basis = torch.zeros(1, 2, 5, 5)
         >>> basis[:, 0, 2, 2] = 1.0

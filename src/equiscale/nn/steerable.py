@@ -19,6 +19,18 @@ class SteerableConv2d(nn.Module):
 
     Holds the weights and the sampled basis, and checks both. The basis is a buffer that follows the
     module's device and dtype and is never part of the state dict.
+
+    Args:
+        in_channels: C.
+        out_channels: C'.
+        kernel_size: K, the side in pixels of the filter on the largest scale; odd.
+        grid: The S scales.
+        basis: ψ, the family of F functions.
+        **geometry: As in `equiscale.functional.ConvGeometry`.
+
+    Raises:
+        BasisError: If the basis cannot be sampled, or is degenerate on a scale.
+        SettingError: For illegal channels or geometry.
     """
 
     basis: Tensor

@@ -256,7 +256,7 @@ class _Experiment:
             if touched:
                 raise SettingError(
                     "expected an output scale that does not depend on the scales that come in from outside "
-                    f"at factor {factor:.4g}, got an output that mixes all scales; measure it from the image on"
+                    f"at factor {factor:.4g}, got one that mixes all scales; measure it from the image on"
                 )
             return actual, expected
         num_scales = actual.shape[2]
@@ -264,8 +264,8 @@ class _Experiment:
         kept = [s for s in range(end) if 0 <= s - shift < end and s not in touched]
         if not kept:
             raise SettingError(
-                f"expected a scale left to compare at factor {factor:.4g}, a shift by {shift} of {num_scales} "
-                f"scales, got none with scale_margin={self.scale_margin}; use a factor nearer to 1"
+                f"expected scales to compare at factor {factor:.4g}, a shift by {shift} of {num_scales}, "
+                f"got none with scale_margin={self.scale_margin}; use a factor nearer to 1"
             )
         return actual[:, :, kept], expected[:, :, [s - shift for s in kept]]
 
@@ -306,8 +306,8 @@ class _Experiment:
         )
         if not (bool(rows.any()) and bool(columns.any())):
             raise SettingError(
-                f"expected a margin that leaves pixels to compare at factor {factor:.4g}, got {margin} for an "
-                f"output of {tuple(y.shape[-2:])}; use a smaller margin or a larger image"
+                f"expected a margin that leaves pixels to compare at factor {factor:.4g}, got {margin} for "
+                f"an output of {tuple(y.shape[-2:])}; use a smaller margin or a larger image"
             )
         return y[..., rows.to(y.device), :][..., columns.to(y.device)]
 
