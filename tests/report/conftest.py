@@ -98,7 +98,7 @@ def build_arrays(seed: int = 0, *, scales: tuple[float, ...] = (1.0, 2.0, 4.0)) 
     return arrays
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_record() -> Make:
     return build_record
 
@@ -108,7 +108,7 @@ def make_arrays() -> Callable[..., dict[str, Any]]:
     return build_arrays
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def suite() -> Suite:
     """Two methods, two columns; a checked, an unchecked and two missing claims."""
     return Suite.model_validate(
@@ -156,7 +156,7 @@ def suite() -> Suite:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def records() -> list[RunRecord]:
     """CNN complete; CNN + once; SESN with a failure and fewer epochs; SESN + never."""
     short = PROTOCOL.cut(2)
@@ -172,15 +172,24 @@ def records() -> list[RunRecord]:
     ]
 
 
+@pytest.fixture(scope="session")
+def make_folder(records: list[RunRecord]) -> Callable[[Path], Path]:
+    """Writes the records; the first run of each network gets its pictures."""
+
+    def make(folder: Path) -> Path:
+        for record in records:
+            if record.settings.realisation == 0:
+                path = record_path(folder, record.settings).with_suffix(".npz")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                scales = (1.0,) if record.settings.model == "cnn" else (1.0, 2.0, 4.0)
+                np.savez_compressed(path, **build_arrays(scales=scales))
+                record = record.model_copy(update={"inspection": path.name})
+            write_record(folder, record)
+        return folder
+
+    return make
+
+
 @pytest.fixture
-def folder(tmp_path: Path, records: list[RunRecord]) -> Path:
-    """The records on disk; the first run of each network with its pictures."""
-    for record in records:
-        if record.settings.realisation == 0:
-            path = record_path(tmp_path, record.settings).with_suffix(".npz")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            scales = (1.0,) if record.settings.model == "cnn" else (1.0, 2.0, 4.0)
-            np.savez_compressed(path, **build_arrays(scales=scales))
-            record = record.model_copy(update={"inspection": path.name})
-        write_record(tmp_path, record)
-    return tmp_path
+def folder(make_folder: Callable[[Path], Path], tmp_path: Path) -> Path:
+    return make_folder(tmp_path)

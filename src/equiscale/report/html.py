@@ -1,0 +1,217 @@
+"""The report: one self-contained HTML file, drawn from the records of a suite."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import equiscale
+from equiscale._files import atomic_path
+from equiscale.errors import RecordError
+from equiscale.experiments.records import RunRecord, read_records
+from equiscale.experiments.spec import Suite
+from equiscale.report import plots, tables, tiles
+from equiscale.report._extras import report_extra
+from equiscale.report.aggregate import Table, TableCell, aggregate
+from equiscale.report.drawing import ACCENT, FAINT, INK, RULE, SERIES, Drawing
+from equiscale.report.inspection import Inspection, read_inspection
+
+with report_extra():
+    import jinja2
+    from markupsafe import Markup
+
+_COMMIT_DIGITS = 10
+_DATE_LENGTH = len("2020-02-02")
+_MINUTE, _HOUR = 60, 3600
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A test image for the page."""
+
+    uri: str
+    label: int
+    prediction: int
+    factor: float
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What the page shows of one trained network."""
+
+    method: str
+    column: str
+    realisation: int
+    samples: tuple[Sample, ...]
+    filters: tuple[Drawing, ...]
+    features: tuple[Drawing, ...]
+
+
+def write_report(suite: Suite, folder: Path, target: Path) -> Path:
+    """Write the report of a suite's records.
+
+    Args:
+        suite: The suite.
+        folder: The results folder; the records lie in its sub-folder of the suite's name.
+        target: The HTML file.
+
+    Returns:
+        The target.
+
+    Raises:
+        RecordError: If a record is damaged, or two records are of the same run.
+        MissingExtraError: On import, if matplotlib or jinja2 is not installed.
+    """
+    table = aggregate(suite, read_records(folder, suite.name))
+    text = render_report(table, folder / suite.name)
+    with atomic_path(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return target
+
+
+def render_report(table: Table, folder: Path) -> str:
+    """The HTML of the report; ``folder`` holds the pictures beside the records."""
+    pictures, unreadable = _pictures(table, folder)
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            suite=table.suite,
+            table=table,
+            tables=tables,
+            version=equiscale.__version__,
+            learning=plots.learning_curves(table),
+            factors=plots.factor_curves(table),
+            equivariance=plots.equivariance_curves(table),
+            pictures=pictures,
+            unreadable=unreadable,
+            provenance=list(_provenance(table.runs)),
+        )
+    )
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("equiscale.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["themed"] = _themed
+    return environment
+
+
+def _themed(drawing: Drawing) -> Markup:
+    """The figure with its colours as variables of the page, which follow the reader's colour scheme."""
+    names = {INK: "ink", FAINT: "faint", RULE: "rule", ACCENT: "accent"}
+    names |= {color: f"series-{index}" for index, color in enumerate(SERIES)}
+    svg = re.sub(
+        r"(?<=: )#[0-9a-f]{6}",
+        lambda match: f"var(--{names[match[0]]})" if match[0] in names else match[0],
+        drawing.svg,
+    )
+    label = Markup('<svg role="img" aria-label="{}" ').format(drawing.alt)
+    return label + Markup(svg.removeprefix("<svg "))
+
+
+def _pictures(table: Table, folder: Path) -> tuple[list[Picture], list[str]]:
+    """The pictures of one run a cell, and sentences on those that cannot be read."""
+    pictures, unreadable = [], []
+    for cell in table.cells:
+        run = next((run for run in cell.runs if run.inspection is not None), None)
+        if run is None:
+            continue
+        try:
+            pictures.append(_picture(cell, run, read_inspection(_beside(folder, run))))
+        except RecordError as error:
+            unreadable.append(f"{cell.place}: {error}")
+    return pictures, unreadable
+
+
+def _beside(folder: Path, run: RunRecord) -> Path:
+    name = run.inspection or ""
+    if Path(name).name != name:
+        raise RecordError(f"expected the plain name of a file beside the record, got {name!r}")
+    return folder / name
+
+
+def _picture(cell: TableCell, run: RunRecord, inspection: Inspection) -> Picture:
+    return Picture(
+        method=cell.method,
+        column=cell.column,
+        realisation=run.settings.realisation,
+        samples=tuple(
+            Sample(tiles.grey_png(image), int(label), int(prediction), float(factor))
+            for image, label, prediction, factor in zip(
+                inspection.samples,
+                inspection.labels,
+                inspection.predictions,
+                inspection.factors,
+                strict=True,
+            )
+        ),
+        filters=tiles.filter_drawings(inspection, run.settings.run_id),
+        features=tiles.feature_drawings(inspection, run.settings.run_id),
+    )
+
+
+def _provenance(runs: Sequence[RunRecord]) -> Iterator[tuple[str, list[str]]]:
+    """What made the runs: every value that occurs, with the number of runs where they differ."""
+    if not runs:
+        return
+    yield "runs", [str(len(runs))]
+    yield "dates", [f"{min(map(_started, runs))} to {max(map(_finished, runs))}"]
+    seconds = sum(run.provenance.train_seconds + run.provenance.test_seconds for run in runs)
+    yield "total time", [duration(seconds)]
+    yield "source", _distinct(runs, _source)
+    yield "versions", _distinct(runs, lambda run: _listed(run.provenance.versions))
+    yield "machine", _distinct(runs, lambda run: _listed(run.provenance.machine))
+    yield "images", _distinct(runs, _images)
+    networks = {run.settings.model: run.parameters for run in runs}
+    yield "parameters", [f"{model}: {number:,}" for model, number in sorted(networks.items())]
+
+
+def _started(run: RunRecord) -> str:
+    return run.provenance.started[:_DATE_LENGTH]
+
+
+def _finished(run: RunRecord) -> str:
+    return run.provenance.finished[:_DATE_LENGTH]
+
+
+def _listed(entries: dict[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in sorted(entries.items()))
+
+
+def _images(run: RunRecord) -> str:
+    return f"{run.data.train:,} train, {run.data.validation:,} validation, {run.data.test:,} test"
+
+
+def _source(run: RunRecord) -> str:
+    if run.provenance.commit is None:
+        return "an installed package, no commit known"
+    state = {True: "clean", False: "with uncommitted changes", None: "state unknown"}[run.provenance.clean]
+    return f"commit {run.provenance.commit[:_COMMIT_DIGITS]}, {state}"
+
+
+def _distinct(runs: Sequence[RunRecord], value: Callable[[RunRecord], str]) -> list[str]:
+    counts = Counter(map(value, runs))
+    if len(counts) == 1:
+        return list(counts)
+    return [f"{text} ({number} of {len(runs)} runs)" for text, number in counts.most_common()]
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words.
+
+    Example:
+        >>> duration(59.6), duration(3600 * 26 + 90)
+        ('60 s', '26 h 2 min')
+    """
+    if seconds < 2 * _MINUTE:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / _MINUTE)
+    hours, rest = divmod(minutes, _HOUR // _MINUTE)
+    return f"{hours} h {rest} min" if hours else f"{minutes} min"

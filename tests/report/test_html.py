@@ -1,0 +1,260 @@
+"""The page: complete, self-contained, harmless, and at home in a real browser."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from equiscale.errors import RecordError
+from equiscale.experiments.records import record_path, write_record
+from equiscale.experiments.spec import Suite
+from equiscale.report.html import duration, write_report
+
+HOSTILE = "<script>alert(1)</script>|&_%\"'"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+FLAGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+
+WITHOUT_TORCH = """
+import json, sys
+from pathlib import Path
+from equiscale.experiments.spec import Suite
+from equiscale.report.html import write_report
+write_report(Suite.model_validate_json(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
+print(json.dumps([name for name in ("torch", "matplotlib.pyplot") if name in sys.modules]))
+"""
+
+
+WITHOUT_EXTRA = """
+import sys
+sys.modules[sys.argv[1]] = None
+from equiscale.errors import MissingExtraError
+from equiscale.experiments.spec import load_suite
+from equiscale.report.aggregate import aggregate
+from equiscale.report.tables import FORMATS, render
+for fmt in FORMATS:
+    render(aggregate(load_suite("mnist-scale"), []), fmt)
+try:
+    import equiscale.report.html
+except MissingExtraError as error:
+    print(error)
+"""
+
+
+class Reader(HTMLParser):
+    """Collects what a page consists of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.images: list[dict[str, str | None]] = []
+        self.words: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        values = dict(attrs)
+        self.links += [values[name] for name in ("src", "href", "xlink:href") if values.get(name)]
+        self.ids += [values["id"]] if "id" in values else []
+        if tag in ("img", "svg"):
+            self.images.append(values)
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def read(path):
+    reader = Reader()
+    reader.feed(path.read_text(encoding="utf-8"))
+    return reader
+
+
+@pytest.fixture(scope="module")
+def page(suite, make_folder, tmp_path_factory):
+    folder = make_folder(tmp_path_factory.mktemp("page"))
+    return write_report(suite, folder, folder / "report.html")
+
+
+@pytest.fixture(scope="module")
+def hostile_page(suite, make_folder, make_record, tmp_path_factory):
+    folder = make_folder(tmp_path_factory.mktemp("hostile"))
+    data = suite.model_dump()
+    data["title"] = data["sources"]["copy"] = HOSTILE
+    data["left_open"] = [HOSTILE]
+    for method in data["methods"]:
+        method["name"] += HOSTILE
+    failed = make_record("cnn", "scale", 1, status="failed", failure=HOSTILE, test=None)
+    write_record(folder, failed)
+    return write_report(Suite.model_validate(data), folder, folder / "hostile.html")
+
+
+def test_the_page_holds_the_numbers_claims_and_marks(page):
+    text = " ".join("".join(read(page).words).split())
+    for expected in (
+        *("2.50 ± 0.50 (3)", "claim 2.56†", "−0.06 better", "1.60 ± 0.14 (2)‡", "claim 2.50 ± 0.10"),
+        *("‡ 2 of 6 epochs", "† claim, unchecked: A. Author: A Paper. 2020", "2.25 (1)"),
+        *("SESN, 28×28: 2 of 3 realisations (failed: no. 2).", "The seed is not published; it is 0 here."),
+        *("the loss is not finite in epoch 2", "commit 0123456789, clean", "2026-01-01 to 2026-01-03"),
+        *("12 min", "python 3.11.9, torch 2.13.0", "5 → 9", "6 finished and 1 failed run records"),
+    ):
+        assert expected in text
+
+
+def test_the_page_is_self_contained(page):
+    reader, text = read(page), page.read_text(encoding="utf-8")
+    assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in text
+    assert not {"script", "link", "iframe", "object", "form"} & set(reader.tags)
+    assert all(link.startswith(("data:image/png;base64,", "#")) for link in reader.links)
+    assert len(reader.links) > 50
+
+
+def test_every_figure_has_words_and_every_id_is_unique(page):
+    reader = read(page)
+    assert all(image.get("alt") or image.get("aria-label") for image in reader.images)
+    assert len(reader.ids) == len(set(reader.ids))
+    assert [reader.tags.count(tag) for tag in ("h1", "main", "header")] == [1, 1, 1]
+
+
+def test_colours_of_the_figures_follow_the_page(page):
+    text = page.read_text(encoding="utf-8")
+    assert "stroke: var(--series-0)" in text
+    assert "stroke: #0072b2" not in text
+
+
+def test_hostile_text_stays_text(hostile_page):
+    reader = read(hostile_page)
+    assert "script" not in reader.tags
+    assert "".join(reader.words).count(HOSTILE) >= 8
+    assert any(HOSTILE in (image.get("aria-label") or "") for image in reader.images)
+
+
+def test_an_empty_results_folder_gives_a_page_that_says_so(suite, tmp_path):
+    text = write_report(suite, tmp_path, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "No finished run yet, so there are no curves." in text
+    assert "samples, filters and feature maps are left out" in text
+    assert "<svg" not in text
+
+
+def test_missing_pictures_are_left_out_with_a_sentence(suite, folder, tmp_path):
+    for path in (folder / "toy").glob("*.npz"):
+        path.unlink()
+    text = write_report(suite, folder, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Left out, CNN, 28×28: expected the pictures of a run in" in text
+    assert "Learned filters" not in text
+
+
+def test_pictures_outside_the_folder_are_not_read(suite, make_record, tmp_path):
+    write_record(tmp_path, make_record(inspection="../secret.npz"))
+    text = write_report(suite, tmp_path, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "expected the plain name of a file beside the record, got &#39;../secret.npz&#39;" in text
+
+
+def test_a_damaged_record_is_named(suite, folder, tmp_path, make_record):
+    record_path(folder, make_record().settings).write_text("{")
+    with pytest.raises(
+        RecordError, match=r"expected a valid run record in .*cnn-r0(.|\n)*delete it to run again"
+    ):
+        write_report(suite, folder, tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_differing_provenance_is_counted(suite, folder, tmp_path, make_record):
+    record = make_record("ses_p", "scale", 0)
+    dirty = record.provenance.model_copy(update={"clean": False})
+    write_record(folder, record.model_copy(update={"provenance": dirty}))
+    text = write_report(suite, folder, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "commit 0123456789, clean (6 of 7 runs)" in text
+    assert "commit 0123456789, with uncommitted changes (1 of 7 runs)" in text
+
+
+def test_durations():
+    assert [duration(seconds) for seconds in (5, 125, 7260)] == ["5 s", "2 min", "2 h 1 min"]
+
+
+def run_python(code, *arguments):
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+
+
+def test_no_torch_and_the_same_bytes_in_another_process(suite, page, tmp_path):
+    other = tmp_path / "other.html"
+    assert json.loads(run_python(WITHOUT_TORCH, suite.model_dump_json(), page.parent, other)) == []
+    assert other.read_bytes() == page.read_bytes()
+
+
+@pytest.mark.parametrize("missing", ["jinja2", "matplotlib"])
+def test_without_the_extra_tables_work_and_the_report_says_what_to_install(missing):
+    output = run_python(WITHOUT_EXTRA, missing)
+    assert output.startswith(f"expected the package {missing!r} to be installed, got: ")
+    assert output.endswith('install it with: pip install "equiscale[report]"\n')
+
+
+@pytest.fixture(scope="module")
+def browser():
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        message = f"needs one of the browsers {', '.join(BROWSERS)}"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as session:
+        browser = session.chromium.launch(executable_path=found, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+def visit(browser, path: Path, width: int, scheme: str):
+    """Open the file; returns problems, requests and the page."""
+    view = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    problems, requests = [], []
+    view.on("console", lambda message: problems.append((message.type, message.text)))
+    view.on("pageerror", lambda error: problems.append(("page error", str(error))))
+    view.on("request", lambda request: requests.append(request.url))
+    view.goto(path.as_uri())
+    return view, problems, [url for url in requests if not url.startswith("data:")]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [400, 1400])
+def test_in_a_browser(browser, page, hostile_page, width):
+    for path in (page, hostile_page):
+        view, problems, requests = visit(browser, path, width, "light")
+        assert [problem for problem in problems if problem[0] in ("error", "warning", "page error")] == []
+        assert requests == [path.as_uri()]
+        assert view.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        assert view.evaluate("document.querySelectorAll('svg').length") > 10
+        view.close()
+
+
+@pytest.mark.browser
+def test_figures_follow_the_colour_scheme(browser, page):
+    colours = {}
+    for scheme in ("light", "dark"):
+        view, *_ = visit(browser, page, 1400, scheme)
+        colours[scheme] = view.evaluate(
+            "[getComputedStyle(document.body).backgroundColor,"
+            " getComputedStyle(document.querySelector('svg text')).fill]"
+        )
+        view.close()
+    assert colours["light"] == ["rgb(255, 255, 255)", "rgb(31, 35, 40)"]
+    assert colours["dark"] == ["rgb(20, 23, 26)", "rgb(227, 231, 235)"]
+
+
+@pytest.mark.browser
+def test_the_browser_check_sees_what_it_should(browser, page, tmp_path):
+    """The negative control: a script, a picture from elsewhere and a wide block are noticed."""
+    bad = tmp_path / "bad.html"
+    extra = "<script>1</script><img src='file:///absent.png'><p style='width:3000px'>wide</p></main>"
+    bad.write_text(page.read_text(encoding="utf-8").replace("</main>", extra), encoding="utf-8")
+    view, problems, _ = visit(browser, bad, 400, "light")
+    assert len([kind for kind, _ in problems if kind == "error"]) >= 2
+    assert not view.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    view.close()

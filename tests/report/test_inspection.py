@@ -1,0 +1,79 @@
+"""The pictures beside a record are read whole or refused."""
+
+import io
+import re
+import zipfile
+
+import numpy as np
+import pytest
+
+from equiscale.errors import RecordError
+from equiscale.report.inspection import read_inspection
+
+
+def test_reads_what_was_written(tmp_path, make_arrays):
+    path, arrays = tmp_path / "run.npz", make_arrays()
+    np.savez(path, **arrays)
+    inspection = read_inspection(path)
+    assert [layer.name for layer in inspection.layers] == ["main.0", "main.4", "main.8"]
+    np.testing.assert_array_equal(inspection.samples, arrays["samples"])
+    np.testing.assert_array_equal(inspection.layers[1].filters, arrays["filters/main.4"])
+    assert inspection.layers[2].features.shape == (3, 3, 7, 7)
+
+
+def _broken(tmp_path, arrays):
+    path = tmp_path / "run.npz"
+    np.savez(path, **arrays)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("sample_labels", np.zeros(3), "shape (12,) in the array 'sample_labels'"),
+        ("samples", np.zeros((12, 28)), "got float64 (12, 28)"),
+        ("samples", np.zeros((0, 28, 28)), "got float64 (0, 28, 28)"),
+        ("filter_scales/main.4", np.ones(2), "shape (3,) in the array 'filter_scales/main.4'"),
+        ("features/main.4", np.ones((3, 1, 7, 7)), "shape (3, 3, None, None)"),
+        ("feature_inputs", np.array([["a"]]), "expected numbers of shape (3, None, None)"),
+    ],
+)
+def test_wrong_shapes(tmp_path, make_arrays, name, value, message):
+    with pytest.raises(RecordError, match=re.escape(message)):
+        read_inspection(_broken(tmp_path, {**make_arrays(), name: value}))
+
+
+def test_missing_array(tmp_path, make_arrays):
+    arrays = make_arrays()
+    del arrays["features/main.8"]
+    with pytest.raises(RecordError, match=r"expected the array 'features/main.8' among the pictures"):
+        read_inspection(_broken(tmp_path, arrays))
+
+
+def test_pickles_are_refused(tmp_path, make_arrays):
+    arrays = {**make_arrays(), "extra": np.array([{}], dtype=object)}
+    with pytest.raises(RecordError, match="allow_pickle=False"):
+        read_inspection(_broken(tmp_path, arrays))
+
+
+def test_missing_and_damaged_files(tmp_path):
+    with pytest.raises(RecordError, match=r"expected the pictures of a run in .*: .*No such file"):
+        read_inspection(tmp_path / "absent.npz")
+    (tmp_path / "run.npz").write_bytes(b"PK not a zip")
+    with pytest.raises(RecordError, match="not a zip file"):
+        read_inspection(tmp_path / "run.npz")
+
+
+def test_a_header_larger_than_its_data_is_refused_before_allocation(tmp_path):
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": "<f8", "fortran_order": False, "shape": (10**12,)})
+    with zipfile.ZipFile(tmp_path / "run.npz", "w") as archive:
+        archive.writestr("samples.npy", stream.getvalue())
+    with pytest.raises(RecordError, match=r"samples\.npy is shorter than its header says"):
+        read_inspection(tmp_path / "run.npz")
+
+
+def test_too_many_bytes_are_refused(tmp_path):
+    np.savez_compressed(tmp_path / "run.npz", samples=np.zeros(40 * 2**20, np.uint8))
+    with pytest.raises(RecordError, match="more than 33554432"):
+        read_inspection(tmp_path / "run.npz")
