@@ -54,9 +54,10 @@ format: $(VENV)/installed-dev ## Format the code
 	@$(BIN)/ruff format $(SOURCES)
 	@$(BIN)/ruff check --fix $(SOURCES)
 
-readme: $(VENV)/installed ## Write the tables of the README from the committed records
+readme: $(VENV)/installed ## Write the README's tables from the committed records
 	@$(BIN)/equiscale table mnist-scale --results results --into README.md
 	@$(BIN)/equiscale table digits-scale --results results --into README.md
+	@$(BIN)/python benchmarks/training_step.py --read --into README.md
 
 clean: ## Remove .venv and caches (never results)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -136,11 +136,12 @@ def table(
     into: Annotated[Path | None, typer.Option(help="Replace the table in a Markdown document.")] = None,
 ) -> None:
     """Print the error table of a suite, with the published claims beside it."""
-    from equiscale.report import build_table, insert_into, render
+    from equiscale.report.aggregate import aggregate
+    from equiscale.report.tables import insert_into, render
 
     with _errors_as_messages():
         plan, records = _load(suite, results)
-        built = build_table(plan, records)
+        built = aggregate(plan, records)
         if into is not None:
             insert_into(into, plan.name, render(built, "markdown"))
             typer.echo(f"Wrote the table of {plan.name} into {into}")
@@ -156,7 +157,7 @@ def export_yaml(
 ) -> None:
     """Write the one-line-a-run results.yml of the original reproduction."""
     from equiscale._files import atomic_path
-    from equiscale.report import results_yaml
+    from equiscale.report.yaml_export import results_yaml
 
     with _errors_as_messages():
         _, records = _load(suite, results)
@@ -172,7 +173,7 @@ def report(
     output: Annotated[Path | None, typer.Option(help="Default: report.html beside the records.")] = None,
 ) -> None:
     """Write one self-contained HTML page about a suite's results."""
-    from equiscale.report import write_report
+    from equiscale.report.html import write_report
 
     with _errors_as_messages():
         plan, _ = _load(suite, results)

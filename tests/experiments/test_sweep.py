@@ -18,6 +18,7 @@ from equiscale.experiments.plan import Selection, plan_runs
 from equiscale.experiments.records import RunSettings, decode_predictions, read_record, record_path
 from equiscale.experiments.runner import RunEvent, is_finished, prepare_options, run_sweep
 from equiscale.experiments.spec import load_suite
+from tests.experiments.conftest import SMALL_SUITE
 
 
 @pytest.fixture
@@ -66,28 +67,43 @@ def test_a_sweep_leaves_records_weights_and_pictures(tmp_path: Path, runs: list[
     assert [event.kind for event in again] == ["skipped", "skipped"]
 
 
-def test_kill_9_and_resume_gives_the_same_bits(tmp_path: Path, small_suite: Path, runs) -> None:
-    quiet, killed = tmp_path / "quiet", tmp_path / "killed"
-    process = reproduce(small_suite, quiet)
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of a sweep that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("quiet")
+    suite = folder / "small.toml"
+    suite.write_text(SMALL_SUITE)
+    process = reproduce(suite, folder)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
+    return folder
 
-    process, checkpoint = reproduce(small_suite, killed), checkpoint_path(killed, runs[0])
+
+@pytest.mark.xdist_group("resume")
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+def test_a_stopped_sweep_resumes_to_the_same_bits(
+    tmp_path: Path, small_suite: Path, runs: list[RunSettings], quiet: Path, sent: signal.Signals, code: int
+) -> None:
+    process, checkpoint = reproduce(small_suite, tmp_path), checkpoint_path(tmp_path, runs[0])
     deadline = time.monotonic() + 120
     while not checkpoint.exists():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert not is_finished(runs[0], RunOptions(killed)), "killed too late for the test to show anything"
+    os.killpg(process.pid, sent)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code, output
+    if sent == signal.SIGINT:
+        assert "interrupted; the same command goes on from the last checkpoints" in output
+        assert "Traceback" not in output
+    assert not is_finished(runs[0], RunOptions(tmp_path)), "stopped too late for the test to show anything"
 
-    process = reproduce(small_suite, killed, "--resume")
+    process = reproduce(small_suite, tmp_path, "--resume")
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
-    expected, resumed = (load_file(weights_path(folder, runs[0])) for folder in (quiet, killed))
+    expected, resumed = (load_file(weights_path(folder, runs[0])) for folder in (quiet, tmp_path))
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
-    first, second = (read_record(record_path(folder, runs[0])) for folder in (quiet, killed))
+    first, second = (read_record(record_path(folder, runs[0])) for folder in (quiet, tmp_path))
     assert first.test == second.test
     assert [epoch.train_loss for epoch in first.epochs] == [epoch.train_loss for epoch in second.epochs]
 

@@ -107,7 +107,7 @@ class _Run:
         self.train_split, self.validation, self.test = (
             self._load(split) for split in ("train", "val", "test")
         )
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(settings.protocol.seed, "weights"))
             network = create_model(settings.model, num_classes=self.train_split.num_classes)
         if not isinstance(network, MnistNetwork):

@@ -148,7 +148,8 @@ def _run_epoch(
     learning_rate = config.learning_rate_at(epoch)
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate
-    with torch.random.fork_rng():
+    device = next(state.model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(derive_seed(config.seed, "dropout", epoch))
         generator = torch.Generator().manual_seed(derive_seed(config.seed, "batches", epoch))
         loss, error = _train_pass(state, train, generator)

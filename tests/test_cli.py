@@ -1,0 +1,117 @@
+"""The command line: what it prints, what it refuses, how fast it starts to help."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from equiscale.cli import app
+
+
+def invoke(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return result.exit_code, result.output
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real sweep of one tiny run, made by the real command."""
+    folder = tmp_path_factory.mktemp("cli") / "results"
+    command = [sys.executable, "-m", "equiscale", "reproduce", "digits-scale", "--models", "mnist_cnn_28"]
+    done = subprocess.run(
+        [*command, "--realisations", "0", "--epochs", "1", "--results", str(folder)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "finished mnist_cnn_28" in done.stdout
+    assert f"1 of 1 runs are finished; records in {folder}/digits-scale" in done.stdout.replace("\n", "")
+    return folder
+
+
+def test_list_names_models_data_and_suites() -> None:
+    code, output = invoke("list")
+    assert code == 0
+    for name in ("mnist_ses_vector_56p", "digits-scale", "mnist-scale", "Sosnovik"):
+        assert name in output
+
+
+def test_a_dry_run_lists_the_runs() -> None:
+    code, output = invoke(
+        "reproduce", "mnist-scale", "--dry-run", "--models", "mnist_cnn_*", "--augment", "scale"
+    )
+    assert code == 0
+    assert output.splitlines()[0].startswith("mnist_cnn_28+-r0-s0-e60-")
+    assert output.splitlines()[-1] == "12 runs"
+
+
+def test_the_table_in_all_formats(results: Path, tmp_path: Path) -> None:
+    for format in ("terminal", "markdown", "csv", "latex"):
+        code, output = invoke("table", "digits-scale", "--results", results, "--format", format)
+        assert code == 0
+        assert "SESN scalar" in output
+    document = tmp_path / "README.md"
+    document.write_text("<!-- table:digits-scale -->\n<!-- /table:digits-scale -->\n")
+    assert invoke("table", "digits-scale", "--results", results, "--into", document)[0] == 0
+    assert "| CNN" in document.read_text()
+
+
+def test_export_and_report(results: Path, tmp_path: Path) -> None:
+    target = tmp_path / "results.yml"
+    assert invoke("export-yaml", "digits-scale", "--results", results, "--output", target)[0] == 0
+    assert [run["model"] for run in yaml.safe_load(target.read_text())] == ["mnist_cnn_28"]
+    code, output = invoke("report", "digits-scale", "--results", results)
+    assert code == 0
+    assert output.strip() == f"Wrote {results / 'digits-scale' / 'report.html'}"
+
+
+def test_digits_need_no_preparation() -> None:
+    assert invoke("data", "prepare", "digits-scale") == (
+        0,
+        "digits-scale needs no preparation: it is made when it is loaded.\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["reproduce", "mnist"], "expected a suite of digits-scale, mnist-scale"),
+        (
+            ["reproduce", "mnist-scale", "--augment", "flip"],
+            "expected augmentations of none, scale, got 'flip'",
+        ),
+        (["reproduce", "mnist-scale", "--realisations", "7"], "expected realisations of [0, 1, 2, 3, 4, 5]"),
+        (["reproduce", "mnist-scale", "--root", "/nowhere"], "equiscale data prepare mnist-scale"),
+        (["reproduce", "digits-scale", "--device", "cuda"], "expected a CUDA device"),
+        (
+            ["table", "mnist-scale", "--results", "/nowhere"],
+            "'equiscale reproduce mnist-scale --results /nowhere'",
+        ),
+        (["data", "prepare", "cifar"], "expected a data set of"),
+        (["data", "prepare", "mnist-scale", "--source", "/nowhere", "--root", "/tmp"], "/nowhere"),
+    ],
+)
+def test_errors_are_one_line_without_a_traceback(arguments: list[str], message: str) -> None:
+    code, output = invoke(*arguments)
+    assert code == 2
+    assert output.startswith("equiscale: ")
+    assert message in output
+    assert "Traceback" not in output
+
+
+def test_help_starts_without_torch_or_other_heavy_packages() -> None:
+    program = (
+        "import sys; sys.argv = ['equiscale', '--help']\n"
+        "from equiscale.cli import app\n"
+        "try: app()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'scipy', 'sklearn', 'matplotlib', 'pydantic', 'PIL'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    assert "reproduce" in done.stdout

@@ -1,0 +1,22 @@
+"""Every line of CONVENTIONS.md names a test that exists."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LINES = [line for line in (ROOT / "CONVENTIONS.md").read_text().splitlines() if line.startswith("- ")]
+
+
+def test_there_are_conventions() -> None:
+    assert len(LINES) > 15
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_the_named_test_exists(line: str) -> None:
+    match = re.search(r"\[(tests/\S+\.py)::(test_\w+)\]$", line)
+    assert match, f"no test is named at the end of {line!r}"
+    tree = ast.parse((ROOT / match[1]).read_text())
+    assert match[2] in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
