@@ -38,7 +38,8 @@ def test_a_panel_a_column_with_the_methods_that_ran(suite, records, figure):
 @pytest.mark.parametrize("figure", FIGURES)
 def test_same_records_same_bytes_whatever_the_reader_has_set(suite, records, figure):
     before = figure(aggregate(suite, records))
-    with mpl.rc_context({"font.size": 30, "axes.grid": False, "svg.hashsalt": "x", "svg.fonttype": "path"}):
+    reader = {"font.size": 30, "xtick.labelsize": 20, "axes.grid": False, "svg.fonttype": "path"}
+    with mpl.rc_context(reader):
         settings = dict(mpl.rcParams)
         after = figure(aggregate(suite, list(reversed(records))))
         assert dict(mpl.rcParams) == settings
