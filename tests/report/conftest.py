@@ -181,7 +181,7 @@ def make_folder(records: list[RunRecord]) -> Callable[[Path], Path]:
             if record.settings.realisation == 0:
                 path = record_path(folder, record.settings).with_suffix(".npz")
                 path.parent.mkdir(parents=True, exist_ok=True)
-                scales = (1.0,) if record.settings.model == "cnn" else (1.0, 2.0, 4.0)
+                scales = (1.0,) if record.settings.model == "cnn" else (1.0, 2.0, 4.0, 8.0, 16.0)
                 np.savez_compressed(path, **build_arrays(scales=scales))
                 record = record.model_copy(update={"inspection": path.name})
             write_record(folder, record)

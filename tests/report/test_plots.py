@@ -111,11 +111,19 @@ def test_tiles_keep_their_pixels_and_colours(inspection):
     assert "image-rendering:pixelated" in image.get("style")
 
 
-def test_the_strongest_scale_of_each_size_is_framed(inspection):
+def test_tiles_that_equivariance_makes_alike_are_framed(inspection):
     drawing = tiles.feature_drawings(inspection, "run")[0]
-    assert drawing.alt.endswith("strongest on 1, 2, 4")
+    assert drawing.alt.endswith("; framed ×0.25 on 1, ×0.5 on 2, ×1 on 4")
     assert drawing.svg.count(f"stroke: {tiles.ACCENT}") == 3
     assert texts(drawing.svg) == ["input", "1", "2", "4", "×0.25", "×0.5", "×1"]
+
+
+@pytest.mark.parametrize(
+    ("scales", "framed"),
+    [([1, 2, 4], [(0, 0), (1, 1), (2, 2)]), ([1, 2.15], [(0, 0), (1, 1)]), ([1, 3, 9], []), ([1], [])],
+)
+def test_only_scales_that_grew_like_the_digit_are_partners(scales, framed):
+    assert tiles._partners(np.array([0.25, 0.5, 1.0]), np.array(scales, dtype=float)) == framed
 
 
 def test_a_network_without_a_scale_axis_has_no_frame(tmp_path, make_arrays):

@@ -23,6 +23,7 @@ _FILTER_TILE: Final = 0.36  # inches
 _FEATURE_TILE: Final = 0.6
 _LABEL_HEIGHT: Final = 0.22
 _LABEL_WIDTH: Final = 0.46
+_ALIKE: Final = np.log(1.1)  # scale grids are rounded: up to a tenth is the same step
 _GAP: Final = 0.08  # between tiles, in tiles
 
 Tile = NDArray[np.uint8]
@@ -71,20 +72,25 @@ def _draw_features(inspection: Inspection, layer: Layer, name: str) -> Drawing:
     ]
     rows = [f"×{factor:.2g}" for factor in inspection.input_factors]
     columns = ["input", *_scale_labels(layer, alone="response")]
-    strongest = np.abs(layer.features).max(axis=(2, 3)).argmax(axis=1)
+    partners = _partners(inspection.input_factors, layer.scales)
 
     def paint(figure: Figure) -> None:
         axes = _paint_tiles(figure, tiles, columns=columns, rows=rows)
-        for row, column in enumerate(strongest):
-            if len(layer.scales) > 1:
-                axes.add_patch(_frame(row, int(column) + 1))
+        for row, scale in partners:
+            axes.add_patch(_frame(row, scale + 1))
 
     size = (_FEATURE_TILE * len(columns) + _LABEL_WIDTH, _FEATURE_TILE * len(rows) + _LABEL_HEIGHT)
-    found = ", ".join(f"{scale:g}" for scale in layer.scales[strongest])
     alt = f"Response of {layer.name} to a digit of the sizes {', '.join(rows)} on {_scale_words(layer)}"
-    if len(layer.scales) > 1:
-        alt += f", strongest on {found}"
+    if partners:
+        alt += f"; framed {', '.join(f'{rows[row]} on {columns[scale + 1]}' for row, scale in partners)}"
     return Drawing(layer.name, draw(name, size, paint), alt)
+
+
+def _partners(factors: NDArray[np.float64], scales: NDArray[np.float64]) -> list[tuple[int, int]]:
+    """The tiles that equivariance makes alike: (row, scale) whose scale grew as much as the digit did."""
+    distance = np.abs(np.log((scales / scales[0])[None] / (factors / factors[0])[:, None]))  # (3, S)
+    found = [(row, int(near.argmin())) for row, near in enumerate(distance) if near.min() < _ALIKE]
+    return found if len(found) > 1 else []
 
 
 def _scale_labels(layer: Layer, *, alone: str) -> list[str]:
