@@ -137,7 +137,7 @@ def table(
 ) -> None:
     """Print the error table of a suite, with the published claims beside it."""
     from equiscale.report.aggregate import aggregate
-    from equiscale.report.tables import insert_into, render
+    from equiscale.report.tables import insert_into, render, terminal
 
     with _errors_as_messages():
         plan, records = _load(suite, results)
@@ -145,6 +145,10 @@ def table(
         if into is not None:
             insert_into(into, plan.name, render(built, "markdown"))
             typer.echo(f"Wrote the table of {plan.name} into {into}")
+        elif format == "terminal":
+            from rich.console import Console
+
+            Console().print(terminal(built))
         else:
             typer.echo(render(built, format))
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from equiscale.errors import ScaleGridError
 
@@ -64,7 +65,7 @@ class ScaleGrid:
 
         Ratios count as equal when they agree within 1 %, because published grids are rounded.
         """
-        ratios = [b / a for a, b in zip(self.values, self.values[1:], strict=False)]
+        ratios = [b / a for a, b in pairwise(self.values)]
         if not ratios:
             return None
         mean = (self.max / self.min) ** (1 / len(ratios))
@@ -100,8 +101,9 @@ def _check(scales: tuple[float, ...]) -> None:
     for scale in scales:
         if not (math.isfinite(scale) and scale > 0):
             raise ScaleGridError(f"expected finite positive scales, got {scale} in {list(scales)}")
-    for smaller, larger in zip(scales, scales[1:], strict=False):
+    for smaller, larger in pairwise(scales):
         if not smaller < larger:
             raise ScaleGridError(
-                f"expected strictly increasing scales, got {larger} after {smaller}; sort the list and drop repeats"
+                f"expected strictly increasing scales, got {larger} after {smaller}; "
+                "sort the list and drop repeats"
             )

@@ -92,7 +92,7 @@ def test_a_missing_extra_is_told_with_the_command(package: str, monkeypatch: pyt
     for module in [name for name in sys.modules if name.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, package, None)  # type: ignore[arg-type]
-    with pytest.raises(MissingExtraError, match=rf"package of '{package}.*pip install \"equiscale\[data\]\""):
+    with pytest.raises(MissingExtraError, match=rf"package '{package}.*pip install \"equiscale\[data\]\""):
         load("digits-scale", split="train")
 
 

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from equiscale.data._extras import import_extra
+from equiscale._extras import needs_extra
 from equiscale.data.dataset import DatasetInfo, Realisation
 from equiscale.data.scale_recipe import make_splits, splits_checksum
 
@@ -62,13 +62,15 @@ INFO: Final = DatasetInfo(
 
 def _digit_pool() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """The 1,797 digits, enlarged from 8×8 to 20×20 and put in the middle of MNIST's canvas."""
-    digits = import_extra("sklearn.datasets").load_digits()
-    pillow = import_extra("PIL.Image")
+    with needs_extra("data"):
+        from PIL import Image
+        from sklearn.datasets import load_digits
+    digits = load_digits()
     grey = np.rint(digits.images * (255 / _LARGEST_VALUE)).astype(np.uint8)
     pool = np.zeros((len(grey), _CANVAS, _CANVAS), np.uint8)
     start = (_CANVAS - _DIGIT) // 2
     middle = slice(start, start + _DIGIT)
     for canvas, image in zip(pool, grey, strict=True):
-        enlarged = pillow.fromarray(image).resize((_DIGIT, _DIGIT), pillow.Resampling.BICUBIC)
+        enlarged = Image.fromarray(image).resize((_DIGIT, _DIGIT), Image.Resampling.BICUBIC)
         canvas[middle, middle] = np.asarray(enlarged)
     return pool, digits.target.astype(np.uint8)

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from equiscale.data._extras import import_extra
+from equiscale._extras import needs_extra
 from equiscale.functional.rescale import MNIST_SCALE_CENTER_OFFSET
 
 FACTOR_RANGE: Final = (0.3, 1.0)
@@ -67,7 +67,8 @@ def make_splits(
 
 def scale_image(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
     """Scale one image with Pillow, about the published centre and on a canvas of the same size."""
-    pillow = import_extra("PIL.Image")
+    with needs_extra("data"):
+        from PIL import Image
     height, width = image.shape
     inverse = 1.0 / factor
     # Pillow maps target to source points; the order of these operations is the published one, bit for bit.
@@ -76,8 +77,8 @@ def scale_image(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
         for center in (side * 0.5 + MNIST_SCALE_CENTER_OFFSET for side in (width, height))
     )
     matrix = (inverse, 0.0, shift_x, 0.0, inverse, shift_y)
-    scaled = pillow.fromarray(image).transform(
-        (width, height), pillow.Transform.AFFINE, matrix, pillow.Resampling.BICUBIC
+    scaled = Image.fromarray(image).transform(
+        (width, height), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC
     )
     return np.asarray(scaled)
 
@@ -94,12 +95,13 @@ def splits_checksum(splits: Mapping[str, Split]) -> str:
 
 def encode_pngs(splits: Mapping[str, Split]) -> dict[str, bytes]:
     """The published files: ``<split>/<label>/<number>.png`` to its bytes, in sorted order of the paths."""
-    pillow = import_extra("PIL.Image")
+    with needs_extra("data"):
+        from PIL import Image
     files: dict[str, bytes] = {}
     for name in DRAW_ORDER:
         for image, label in zip(splits[name].images, splits[name].labels, strict=True):
             buffer = io.BytesIO()
-            pillow.fromarray(image).save(buffer, "png")
+            Image.fromarray(image).save(buffer, "png")
             files[f"{name}/{label}/{len(files)}.png"] = buffer.getvalue()
     return {path: files[path] for path in sorted(files)}
 
@@ -121,16 +123,17 @@ def _split_indices(
     labels: NDArray[np.uint8], sizes: Mapping[str, int], seed: int
 ) -> dict[str, NDArray[np.intp]]:
     """Test is split off first, then validation; one generator runs through both splits."""
-    split = import_extra("sklearn.model_selection").train_test_split
+    with needs_extra("data"):
+        from sklearn.model_selection import train_test_split
     generator = np.random.RandomState(seed)
-    rest, test = split(
+    rest, test = train_test_split(
         np.arange(len(labels)),
         train_size=sizes["train"] + sizes["val"],
         test_size=sizes["test"],
         stratify=labels,
         random_state=generator,
     )
-    train, val = split(
+    train, val = train_test_split(
         rest,
         train_size=sizes["train"],
         test_size=sizes["val"],

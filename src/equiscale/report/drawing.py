@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from equiscale.report._extras import report_extra
+from equiscale._extras import needs_extra
 
-with report_extra():
+with needs_extra("report"):
     import matplotlib
     from matplotlib.figure import Figure
 

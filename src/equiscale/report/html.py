@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import equiscale
+from equiscale._extras import needs_extra
 from equiscale._files import atomic_path
 from equiscale.errors import RecordError
 from equiscale.experiments.records import RunRecord, read_records
 from equiscale.experiments.spec import Suite
 from equiscale.report import plots, tables, tiles
-from equiscale.report._extras import report_extra
 from equiscale.report.aggregate import Table, TableCell, aggregate
 from equiscale.report.drawing import ACCENT, FAINT, INK, RULE, SERIES, Drawing
 from equiscale.report.inspection import Inspection, read_inspection
 
-with report_extra():
+with needs_extra("report"):
     import jinja2
     from markupsafe import Markup
 

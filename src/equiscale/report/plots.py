@@ -8,11 +8,11 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from equiscale.report._extras import report_extra
+from equiscale._extras import needs_extra
 from equiscale.report.aggregate import Table, TableCell
 from equiscale.report.drawing import SERIES, Drawing, draw
 
-with report_extra():
+with needs_extra("report"):
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator

@@ -8,11 +8,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from equiscale.report._extras import report_extra
+from equiscale._extras import needs_extra
 from equiscale.report.drawing import ACCENT, Drawing, draw
 from equiscale.report.inspection import Inspection, Layer
 
-with report_extra():
+with needs_extra("report"):
     import matplotlib
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
