@@ -38,7 +38,7 @@ reproduce: $(VENV)/installed ## Prepare data, train, show the table, write the r
 	@$(BIN)/equiscale report $(SUITE) --results $(RESULTS)
 
 test: $(VENV)/installed-dev ## Run all tests and doctests
-	@$(BIN)/pytest --numprocesses auto --dist loadgroup --quiet
+	@$(BIN)/pytest --numprocesses auto --dist loadfile --quiet
 
 lint: $(VENV)/installed-dev ## Check format and style
 	@$(BIN)/ruff format --check --quiet $(SOURCES)

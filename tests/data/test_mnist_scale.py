@@ -14,9 +14,6 @@ from equiscale.data.mnist_scale import PUBLISHED_MD5, png_folder, prepare, reali
 from equiscale.data.scale_recipe import DRAW_ORDER, encode_pngs, make_splits, pngs_checksum, scale_image
 from equiscale.errors import ChecksumError, DataError, SettingError
 
-# The session's six realisations are made once when one worker runs all tests of this group.
-pytestmark = pytest.mark.xdist_group("mnist_scale")
-
 
 def test_the_six_realisations_have_the_published_checksums(prepared_root: Path) -> None:
     for realisation, published in enumerate(PUBLISHED_MD5):

@@ -79,7 +79,6 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.xdist_group("resume")
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_a_stopped_sweep_resumes_to_the_same_bits(
     tmp_path: Path, small_suite: Path, runs: list[RunSettings], quiet: Path, sent: signal.Signals, code: int

@@ -76,7 +76,10 @@ ROWS = {
             (MAP, r"\(B, 4, H, W\), got \(2, 4, 3, 8, 9\)"),
             ((2, 3, 8, 9), r"\(B, 4, H, W\), got \(2, 3, 8, 9\)"),
         ],
-        wrong_settings=WRONG_CHANNELS,
+        wrong_settings=[
+            *WRONG_CHANNELS,
+            ({"scale_padding": "replicate"}, "no scale_padding, .* got .replicate."),
+        ],
     ),
     "ScaleConv2d": Row(
         lambda: ScaleConv2d(4, 6, **STEERABLE, scale_size=2, stride=2),

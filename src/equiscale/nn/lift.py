@@ -6,6 +6,7 @@ from torch import Tensor
 
 from equiscale._typing import ScaleMap
 from equiscale.basis import SteerableBasis
+from equiscale.errors import SettingError
 from equiscale.functional import GeometryOptions, lift_conv2d
 from equiscale.nn.steerable import DEFAULT_BASIS, SteerableConv2d
 from equiscale.scales import ScaleGrid
@@ -63,6 +64,11 @@ class LiftConv2d(SteerableConv2d):
         super().__init__(
             in_channels, out_channels, kernel_size=kernel_size, grid=grid, basis=basis, **geometry
         )
+        if self.geometry.scale_padding != "zeros":
+            raise SettingError(
+                "expected no scale_padding, since an image has no scale axis to pad, "
+                f"got {self.geometry.scale_padding!r}"
+            )
         channels = in_channels // self.geometry.groups
         self._make_parameters((out_channels, channels, basis.num_functions), bias)
 
