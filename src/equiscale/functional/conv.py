@@ -63,7 +63,7 @@ def lift_conv2d(
     _check_input("lift_conv2d", x, weight, basis, geometry, layout="B C H W")
     maps = [
         _correlate(x, _window_filters(weight, basis, scale, window), bias, geometry, basis.shape[-1])
-        for scale, window in enumerate(_checked_windows("lift_conv2d", windows, basis))
+        for scale, window in enumerate(_windows_in_use("lift_conv2d", windows, basis, x, geometry))
     ]
     return torch.stack(maps, dim=2)  # (B, C', S, H', W')
 
@@ -119,7 +119,7 @@ def scale_conv2d(
     if geometry.scale_padding == "replicate":
         x = torch.cat([x, x[:, :, -1:].expand(-1, -1, scale_size - 1, -1, -1)], dim=2)
     maps = []
-    for scale, window in enumerate(_checked_windows("scale_conv2d", windows, basis)):
+    for scale, window in enumerate(_windows_in_use("scale_conv2d", windows, basis, x, geometry)):
         seen = x[:, :, scale : scale + scale_size]  # fewer than N at the open end: the rest is zero
         filters = _window_filters(weight[:, :, : seen.shape[2]], basis, scale, window)
         maps.append(_correlate(seen.flatten(1, 2), filters.flatten(1, 2), bias, geometry, basis.shape[-1]))
@@ -185,6 +185,18 @@ def _window_filters(weight: Tensor, basis: BasisTensor, scale: int, window: int)
     margin = (basis.shape[-1] - window) // 2
     inner = slice(margin, margin + window)
     return synthesize_filters(weight, basis[:, scale : scale + 1, inner, inner]).squeeze(-3)
+
+
+def _windows_in_use(
+    name: str, windows: Sequence[int] | None, basis: Tensor, x: Tensor, geometry: ConvGeometry
+) -> list[int]:
+    """The checked windows, cut to the part of the filters that ever meets a pixel."""
+    checked = _checked_windows(name, windows, basis)
+    if geometry.padding_mode != "zeros":
+        return list(checked)
+    radius = basis.shape[-1] // 2
+    reach = max(x.shape[-2:]) - 1 + geometry.margin(basis.shape[-1]) - radius
+    return [min(window, 2 * reach + 1) for window in checked]
 
 
 def _correlate(
