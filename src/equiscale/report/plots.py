@@ -109,10 +109,12 @@ def _learning_line(cell: TableCell) -> Line | None:
 
 def _equivariance_line(cell: TableCell) -> Line | None:
     errors: dict[str, list[float]] = defaultdict(list)
+    factors: dict[str, None] = {}
     for run in cell.runs:
         for entry in run.equivariance:
             errors[entry.layer].append(max(entry.error, _EXACT))
-    return _spread_line(cell.method, list(errors.values()))
+            factors[f"×{entry.factor:.2f}"] = None
+    return _spread_line(f"{cell.method}, {' '.join(factors)}", list(errors.values()))
 
 
 def _spread_line(method: str, values: Sequence[Sequence[float]]) -> Line | None:
