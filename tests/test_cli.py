@@ -69,6 +69,32 @@ def test_export_and_report(results: Path, tmp_path: Path) -> None:
     assert output.strip() == f"Wrote {results / 'digits-scale' / 'report.html'}"
 
 
+def test_a_file_that_cannot_be_written_is_one_line(results: Path, tmp_path: Path) -> None:
+    for arguments in (
+        ["report", "digits-scale", "--results", results, "--output", tmp_path],
+        ["export-yaml", "digits-scale", "--results", results, "--output", "/proc/results.yml"],
+        ["table", "digits-scale", "--results", results, "--into", tmp_path / "missing.md"],
+    ):
+        code, output = invoke(*arguments)
+        assert (code, output.count("\n")) == (2, 1), output
+        assert output.startswith("equiscale: ")
+
+
+def test_a_missing_extra_is_one_line(results: Path) -> None:
+    program = (
+        "import sys; sys.modules['jinja2'] = None\n"
+        f"sys.argv = ['equiscale', 'report', 'digits-scale', '--results', {str(results)!r}]\n"
+        "from equiscale.cli import app; app()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("equiscale: expected the package 'jinja2', got none; install it with")
+
+
+def test_the_version() -> None:
+    assert invoke("--version") == (0, "equiscale 0.1.0\n")
+
+
 def test_digits_need_no_preparation() -> None:
     assert invoke("data", "prepare", "digits-scale") == (
         0,
@@ -91,11 +117,16 @@ def test_digits_need_no_preparation() -> None:
             ["table", "mnist-scale", "--results", "/nowhere"],
             "'equiscale reproduce mnist-scale --results /nowhere'",
         ),
+        (["reproduce", "mnist-scale", "--realisations", "0-999999999"], "expected numbers and ranges"),
+        (["reproduce", "digits-scale", "--results", "/proc/nowhere"], "/proc/nowhere"),
         (["data", "prepare", "cifar"], "expected a data set of"),
         (["data", "prepare", "mnist-scale", "--source", "/nowhere", "--root", "/tmp"], "/nowhere"),
     ],
 )
-def test_errors_are_one_line_without_a_traceback(arguments: list[str], message: str) -> None:
+def test_errors_are_one_line_without_a_traceback(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     code, output = invoke(*arguments)
     assert code == 2
     assert output.startswith("equiscale: ")

@@ -14,6 +14,16 @@ def test_there_are_conventions() -> None:
     assert len(LINES) > 15
 
 
+def test_tests_that_docstrings_name_exist() -> None:
+    named = {
+        name
+        for path in (ROOT / "src").rglob("*.py")
+        for name in re.findall(r"tests/\w[\w/]*\.py", path.read_text())
+    }
+    assert len(named) > 3
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 @pytest.mark.parametrize("line", LINES)
 def test_the_named_test_exists(line: str) -> None:
     match = re.search(r"\[(tests/\S+\.py)::(test_\w+)\]$", line)

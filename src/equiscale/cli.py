@@ -1,6 +1,7 @@
 """The command line: parses, delegates, and shows. Everything heavy is imported inside the commands."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,15 @@ app = typer.Typer(
 data_app = typer.Typer(help="Prepare data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from equiscale import __version__
+
+        typer.echo(f"equiscale {__version__}")
+        raise typer.Exit
+
+
 ROOT_HELP = "Folder of prepared data (default: EQUISCALE_DATA_DIR, else the user's cache)."
 Root = Annotated[Path | None, typer.Option(help=ROOT_HELP)]
 Results = Annotated[Path, typer.Option(help="Folder of the run records.")]
@@ -31,6 +41,15 @@ SuiteName = Annotated[
     str, typer.Argument(metavar="SUITE", help="A suite's name, or the path of a .toml file.")
 ]
 DEFAULT_RESULTS = Path("runs")
+
+
+@app.callback()
+def equiscale(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Scale-equivariant convolutional networks: data, published experiments, tables and reports."""
 
 
 @app.command("list")
@@ -101,6 +120,7 @@ def reproduce(
     from equiscale.experiments.plan import Selection, parse_numbers, plan_runs
     from equiscale.experiments.spec import load_suite
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     with _errors_as_messages():
         plan = load_suite(suite)
         selection = Selection(
@@ -177,9 +197,9 @@ def report(
     output: Annotated[Path | None, typer.Option(help="Default: report.html beside the records.")] = None,
 ) -> None:
     """Write one self-contained HTML page about a suite's results."""
-    from equiscale.report.html import write_report
-
     with _errors_as_messages():
+        from equiscale.report.html import write_report
+
         plan, _ = _load(suite, results)
         target = write_report(plan, results, output or results / plan.name / "report.html")
         typer.echo(f"Wrote {target}")
@@ -198,6 +218,9 @@ def _errors_as_messages() -> Iterator[None]:
     except EquiscaleError as error:
         if os.environ.get("EQUISCALE_TRACEBACK"):
             raise
+        typer.echo(f"equiscale: {error}", err=True)
+        sys.exit(2)
+    except OSError as error:
         typer.echo(f"equiscale: {error}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:

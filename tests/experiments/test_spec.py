@@ -63,6 +63,9 @@ def test_a_cut_schedule_keeps_its_proportions() -> None:
         ('"28×28" = {', '"32×32" = {', "unknown column '32×32'"),
         ('augment = "none"', 'augment = "flip"', "Input should be 'none' or 'scale'"),
         ('name = "small"', "name = ", "Invalid value"),
+        ('name = "small"', 'name = "../small"', "String should match pattern"),
+        ("lr_steps = [2]", "lr_steps = [2, 1]", "lr_steps must increase"),
+        ("lr_steps = [2]", "lr_steps = [2]\naugment_range = [2.0, 1.0]", "0 < low <= high"),
         (
             'augment = "none"',
             'augment = "none", claims = [{ mean = 1.0, source = "x", checked = true }]',

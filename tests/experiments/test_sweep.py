@@ -79,7 +79,7 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 130)])
 def test_a_stopped_sweep_resumes_to_the_same_bits(
     tmp_path: Path, small_suite: Path, runs: list[RunSettings], quiet: Path, sent: signal.Signals, code: int
 ) -> None:
@@ -89,10 +89,13 @@ def test_a_stopped_sweep_resumes_to_the_same_bits(
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    os.killpg(process.pid, sent)
-    output, _ = process.communicate(timeout=60)
+    if sent == signal.SIGKILL:
+        os.killpg(process.pid, sent)
+    else:  # to the sweep alone, which takes its runs along
+        process.send_signal(sent)
+    output, _ = process.communicate(timeout=60)  # until the last process has closed the pipe
     assert process.returncode == code, output
-    if sent == signal.SIGINT:
+    if sent == signal.SIGTERM:
         assert "interrupted; the same command goes on from the last checkpoints" in output
         assert "Traceback" not in output
     assert not is_finished(runs[0], RunOptions(tmp_path)), "stopped too late for the test to show anything"
@@ -117,6 +120,43 @@ def test_a_training_that_diverges_leaves_a_record_that_says_so(tmp_path: Path, s
     assert record.failure.startswith("expected a finite loss, got nan in epoch")
     assert record.test is None
     assert not is_finished(run, options), "a failed run is done again"
+
+
+def test_a_network_that_overflows_in_its_last_step_leaves_a_record_too(
+    tmp_path: Path, small_suite: Path
+) -> None:
+    text = small_suite.read_text().replace("learning_rate = 0.01", "learning_rate = 1e30")
+    small_suite.write_text(
+        text.replace("epochs = 3", "epochs = 1").replace("batch_size = 250", "batch_size = 1000")
+    )
+    run = plan_runs(load_suite(str(small_suite)), Selection(realisations=[0]))[0]
+    options = RunOptions(tmp_path / "results")
+    failures = run_sweep([run], options, on_event=lambda event: None)
+    record = read_record(record_path(options.folder, run))
+    assert record.status == "failed"
+    assert failures[0].message == record.failure
+    assert not weights_path(options.folder, run).exists()
+    assert not checkpoint_path(options.folder, run).exists()
+
+
+def test_a_batch_of_one_image_is_refused(tmp_path: Path, small_suite: Path) -> None:
+    small_suite.write_text(small_suite.read_text().replace("batch_size = 250", "batch_size = 111"))
+    run = plan_runs(load_suite(str(small_suite)), Selection(realisations=[0]))[0]
+    with pytest.raises(SettingError, match=r"no batch of a single image, .* got 111 for 1000 images"):
+        execute_run(run, RunOptions(tmp_path / "results"))
+
+
+def test_what_another_sweep_finished_meanwhile_is_skipped(tmp_path: Path, runs: list[RunSettings]) -> None:
+    options = RunOptions(tmp_path / "results")
+    events: list[RunEvent] = []
+
+    def finish_the_second(event: RunEvent) -> None:
+        events.append(event)
+        if event.kind == "started" and event.settings == runs[0]:
+            execute_run(runs[1], options)
+
+    run_sweep(runs, options, jobs=1, on_event=finish_the_second)
+    assert [event.kind for event in events if event.settings == runs[1]] == ["skipped"]
 
 
 def test_a_process_that_dies_is_reported_and_the_rest_goes_on(tmp_path: Path, runs) -> None:

@@ -341,7 +341,7 @@ def test_pointwise_refuses(x, weight, bias, options, error: type[EquiscaleError]
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"stride": 0}, "stride of at least 1, got 0"),
+        ({"stride": 0}, "stride of at least 1, one number for both axes, got 0"),
         ({"groups": 0}, "at least 1 group, got 0"),
         ({"padding": -1}, "padding of at least 0 or 'same', got -1"),
         ({"padding": "valid"}, "padding of at least 0 or 'same', got 'valid'"),

@@ -46,6 +46,11 @@ def test_overrides_replace_settings() -> None:
             "expected overrides of upsample, channels, .* for 'mnist_cnn_28', got kernel_size",
         ),
         (lambda: create_model("mnist_cnn_28", pretrained=True), "no trained weights are published"),
+        (lambda: create_model("mnist_cnn_28", channels=(8,)), r"three positive channel counts, got \(8,\)"),
+        (
+            lambda: create_model("mnist_cnn_28", effective_size=4),
+            "an odd effective_size for a plain CNN, got 4",
+        ),
         (lambda: create_model("mnist_cnn_28", num_classes=0), "expected at least one class"),
         (lambda: register(model_entry("mnist_cnn_28")), "'mnist_cnn_28', which is registered already"),
     ],

@@ -55,7 +55,9 @@ WRONG_CHANNELS = [
     ({"in_channels": 0}, "in_channels to be a positive multiple of groups=1, got 0"),
     ({"out_channels": -1}, "out_channels to be a positive multiple of groups=1, got -1"),
     ({"in_channels": 4, "groups": 3}, "in_channels to be a positive multiple of groups=3, got 4"),
-    ({"stride": 0}, "stride of at least 1, got 0"),
+    ({"stride": 0}, "stride of at least 1, one number for both axes, got 0"),
+    ({"stride": (1, 1)}, r"one number for both axes, got \(1, 1\)"),
+    ({"grid": [1.0, 2.0]}, r"a ScaleGrid, got \[1.0, 2.0\]; write grid=ScaleGrid"),
     ({"padding_mode": "wrap"}, "padding_mode to be one of zeros, .*, got 'wrap'"),
 ]
 WRONG_P = [({"p": 1.0}, r"p with 0 <= p < 1, got 1\.0"), ({"p": -0.5}, r"p with 0 <= p < 1, got -0\.5")]

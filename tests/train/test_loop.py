@@ -8,7 +8,7 @@ from torch import nn
 
 from equiscale.data import TensorBatches
 from equiscale.errors import CheckpointError, TrainingError
-from equiscale.train import EpochResult, TrainConfig, TrainState, evaluate, fit
+from equiscale.train import Checkpoint, EpochResult, TrainConfig, TrainState, evaluate, fit
 from equiscale.train.loop import error_percent
 
 CONFIG = TrainConfig(epochs=4, learning_rate=0.05, lr_steps=(2,), seed=3)
@@ -79,9 +79,9 @@ def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path, stop_after: 
 
     path = tmp_path / "checkpoint.safetensors"
     with pytest.raises(InterruptedTestError):
-        train(checkpoint=path, on_epoch=interrupt)
+        train(checkpoint=Checkpoint(path), on_epoch=interrupt)
     told: list[int] = []
-    resumed = train(checkpoint=path, on_epoch=lambda result: told.append(result.epoch))
+    resumed = train(checkpoint=Checkpoint(path), on_epoch=lambda result: told.append(result.epoch))
     whole = train()
     assert same(resumed, whole)
     assert without_times(resumed) == without_times(whole)
@@ -99,6 +99,26 @@ def test_the_first_of_the_best_epochs_is_kept() -> None:
         state.record(EpochResult(epoch, 0.1, 1.0, 1.0, error, 0.0))
     assert state.best_epoch == 2
     assert state.best["weight"].item() == 2
+
+
+def test_weights_that_overflow_in_the_last_step_are_noticed_and_not_kept(tmp_path: Path) -> None:
+    """The loss of the last step is still finite; only the weights show it."""
+    path = tmp_path / "checkpoint.safetensors"
+    points = torch.tensor([[3e38, 1.0], [-3e38, 1.0]])
+    batches = TensorBatches(points, torch.tensor([0, 1]), batch_size=2)
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2))
+    with pytest.raises(
+        TrainingError, match=r"expected finite weights, got others in 0.running_var in epoch 1"
+    ):
+        fit(model, batches, validation=batches, config=CONFIG, checkpoint=Checkpoint(path))
+    assert not path.exists()
+
+
+def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    train(checkpoint=Checkpoint(path, belongs_to="these data"))
+    with pytest.raises(CheckpointError, match=r"expected a checkpoint of TrainConfig.* those data"):
+        train(checkpoint=Checkpoint(path, belongs_to="those data"))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -119,17 +139,17 @@ def test_no_batches_is_an_error() -> None:
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
-    train(checkpoint=path)
+    train(checkpoint=Checkpoint(path))
     with pytest.raises(CheckpointError, match=r"expected a checkpoint of TrainConfig\(epochs=9"):
-        train(TrainConfig(epochs=9, learning_rate=0.05), checkpoint=path)
+        train(TrainConfig(epochs=9, learning_rate=0.05), checkpoint=Checkpoint(path))
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
-    train(checkpoint=path)
+    train(checkpoint=Checkpoint(path))
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="delete it to start anew"):
-        train(checkpoint=path)
+        train(checkpoint=Checkpoint(path))
 
 
 def test_evaluate_restores_the_mode_and_keeps_the_order() -> None:

@@ -1,5 +1,6 @@
 """Hermite polynomials under a Gaussian (Sosnovik et al. 2020)."""
 
+import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ class HermiteBasis:
             raise BasisError(f"expected kind 'A' or 'B', got {self.kind!r}")
         if self.max_order < 0:
             raise BasisError(f"expected max_order of at least 0, got {self.max_order}")
-        if not self.mult > 1:
+        if not 1 < self.mult < math.inf:
             raise BasisError(f"expected mult larger than 1, got {self.mult}; internal scales are s / mult**i")
         if self.degenerate not in ("error", "warn", "allow"):
             raise BasisError(f"expected degenerate 'error', 'warn' or 'allow', got {self.degenerate!r}")

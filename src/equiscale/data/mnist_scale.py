@@ -13,6 +13,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -257,7 +258,7 @@ def _pngs_are_there(job: _Job) -> bool:
 
 def _recorded_png_md5(job: _Job) -> str:
     with safe_open(job.path, framework="numpy") as stored:
-        return str(stored.metadata()["png_md5"])
+        return str((stored.metadata() or {}).get("png_md5"))
 
 
 def _write_pngs(folder: Path, pngs: Mapping[str, bytes]) -> None:
@@ -290,15 +291,30 @@ def _metadata(realisation: int, png_md5: str) -> dict[str, str]:
 
 def _read_arrays(path: Path) -> tuple[dict[str, Split], str | None]:
     with safe_open(path, framework="numpy") as stored:
-        splits = {
-            name: Split(
-                images=stored.get_tensor(f"{name}.images")[:, 0],  # (N, C, H, W) -> (N, H, W)
-                labels=stored.get_tensor(f"{name}.labels"),
-                factors=stored.get_tensor(f"{name}.factors"),
-            )
-            for name in DRAW_ORDER
-        }
+        splits = {name: _read_split(stored, name, path) for name in DRAW_ORDER}
         return splits, (stored.metadata() or {}).get("format_version")
+
+
+_SIDE: Final = 28
+
+
+def _read_split(stored: safe_open, name: str, path: Path) -> Split:
+    count = SPLIT_SIZES[name]
+    wanted = {
+        "images": (np.uint8, (count, 1, _SIDE, _SIDE)),
+        "labels": (np.uint8, (count,)),
+        "factors": (np.float64, (count,)),
+    }
+    arrays = {}
+    for kind, (dtype, shape) in wanted.items():
+        array = arrays[kind] = stored.get_tensor(f"{name}.{kind}")  # type: ignore[no-untyped-call]
+        if array.dtype != dtype or array.shape != shape:
+            raise DataError(
+                f"expected {name}.{kind} of {np.dtype(dtype)} {shape} in {path}, "
+                f"got {array.dtype} {array.shape}; "
+                f"prepare it again: {prepare_command(NAME, path.parents[1])}"
+            )
+    return Split(images=arrays["images"][:, 0], labels=arrays["labels"], factors=arrays["factors"])
 
 
 def _told(result: Prepared) -> str:

@@ -31,7 +31,7 @@ from equiscale.experiments.records import (
 )
 from equiscale.models import create_model
 from equiscale.models.mnist import MnistNetwork
-from equiscale.train import EpochResult, TrainConfig, TrainState, derive_seed, evaluate, fit
+from equiscale.train import Checkpoint, EpochResult, TrainConfig, TrainState, derive_seed, evaluate, fit
 from equiscale.train.loop import error_percent
 
 _EVALUATION_BATCH = 256
@@ -80,7 +80,7 @@ def execute_run(
     if not options.resume:
         checkpoint.unlink(missing_ok=True)
     try:
-        record = run.finish(run.train(checkpoint, on_epoch))
+        record = run.finish(run.train(on_epoch))
     except TrainingError as error:
         record = run.record(failure=str(error))
     write_record(options.folder, record)
@@ -103,10 +103,12 @@ class _Run:
 
     def __init__(self, settings: RunSettings, options: RunOptions) -> None:
         self.settings, self.options, self.started = settings, options, provenance.now()
+        self.commit = provenance.commit()
         self.device = torch.device(options.device)
         self.train_split, self.validation, self.test = (
             self._load(split) for split in ("train", "val", "test")
         )
+        _check_batches(len(self.train_split), settings.protocol.batch_size)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(settings.protocol.seed, "weights"))
             network = create_model(settings.model, num_classes=self.train_split.num_classes)
@@ -115,7 +117,7 @@ class _Run:
         self.network = network.to(self.device)
         self.history: list[EpochResult] = []
 
-    def train(self, checkpoint: Path, on_epoch: Callable[[EpochResult], None] | None) -> TrainState:
+    def train(self, on_epoch: Callable[[EpochResult], None] | None) -> TrainState:
         """Train to the last epoch."""
 
         def remember(result: EpochResult) -> None:
@@ -130,7 +132,10 @@ class _Run:
             ),
             validation=self._batches(self.validation),
             config=_train_config(self.settings),
-            checkpoint=checkpoint,
+            checkpoint=Checkpoint(
+                checkpoint_path(self.options.folder, self.settings),
+                belongs_to=f"{self.settings.run_id} on data {self.train_split.checksum}",
+            ),
             on_epoch=remember,
         )
 
@@ -140,7 +145,6 @@ class _Run:
         begun = time.monotonic()
         predictions, labels = evaluate(self.network, self._batches(self.test))
         seconds = time.monotonic() - begun
-        self._save_weights()
         self.network.cpu()
         test = TestRecord(
             epoch=state.best_epoch,
@@ -148,11 +152,11 @@ class _Run:
             predictions=encode_predictions(predictions.tolist()),
             by_factor=_by_factor(self.test.factors, predictions != labels),
         )
+        equivariance = layer_equivariance(self.network, self.test)
+        pictures = self._save_pictures(predictions)
+        self._save_weights()
         return self.record(
-            test=test,
-            test_seconds=seconds,
-            equivariance=tuple(layer_equivariance(self.network, self.test)),
-            inspection=self._save_pictures(predictions),
+            test=test, test_seconds=seconds, equivariance=tuple(equivariance), inspection=pictures
         )
 
     def record(self, *, failure: str | None = None, test_seconds: float = 0.0, **results: Any) -> RunRecord:
@@ -213,7 +217,7 @@ class _Run:
         )
 
     def _provenance(self, test_seconds: float) -> Provenance:
-        commit, clean = provenance.commit()
+        commit, clean = self.commit
         return Provenance(
             versions=provenance.versions(),
             machine=provenance.machine(self.device),
@@ -247,6 +251,14 @@ def _train_config(settings: RunSettings) -> TrainConfig:
         lr_gamma=protocol.lr_gamma,
         seed=protocol.seed,
     )
+
+
+def _check_batches(images: int, batch_size: int) -> None:
+    if 1 in (batch_size, images % batch_size):
+        raise SettingError(
+            "expected a batch size that leaves no batch of a single image, on which batch norm cannot "
+            f"train, got {batch_size} for {images} images"
+        )
 
 
 def _by_factor(factors: Tensor, wrong: Tensor) -> FactorErrors:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from equiscale.data import Dataset, normalize
+from equiscale.errors import SettingError
 from equiscale.experiments.records import LayerEquivariance
 from equiscale.functional import synthesize_filters
 from equiscale.functional.rescale import rescale
@@ -56,16 +57,20 @@ def layer_equivariance(network: MnistNetwork, test: Dataset) -> list[LayerEquiva
     """The relative equivariance error of the features behind every convolution.
 
     The largest test digits are shrunk by the network's own scale step, so that they stay inside the
-    image; the error of a layer includes that of all layers before it.
+    image; the error of a layer includes that of all layers before it. Layers whose features are all
+    zero are left out.
     """
     largest = test.factors.argsort(descending=True)[:_PROBES]
     images = test.images[largest].float() / 255
     factor = 1 / _scale_step(network)
-    errors = [
-        (name, equivariance_error(prefix, images, [factor], grid=getattr(conv, "grid", None)).errors[0])
-        for name, conv, prefix in _convolutions(network, test)
-    ]
-    return [LayerEquivariance(layer=name, factor=factor, error=error) for name, error in errors]
+    measured = []
+    for name, conv, prefix in _convolutions(network, test):
+        try:
+            report = equivariance_error(prefix, images, [factor], grid=getattr(conv, "grid", None))
+        except SettingError:  # a dead layer, whose features are zero, has no relative error
+            continue
+        measured.append(LayerEquivariance(layer=name, factor=factor, error=report.worst))
+    return measured
 
 
 class _Input(nn.Module):

@@ -9,6 +9,9 @@ from equiscale.errors import SettingError
 from equiscale.experiments.records import RunSettings
 from equiscale.experiments.spec import Augmentation, Suite
 
+# Two numbers of three digits: nothing here is numbered higher, and a typing error makes no endless list.
+_LONGEST_RANGE = len(" 000-999")
+
 _Value = TypeVar("_Value")
 
 
@@ -79,7 +82,7 @@ def parse_numbers(text: str) -> list[int]:
     numbers: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or len(part) > 16:
+        if not first.isdecimal() or (dash and not last.isdecimal()) or len(part) > _LONGEST_RANGE:
             raise SettingError(f"expected numbers and ranges such as 0-2,5, got {text!r}")
         numbers.extend(range(int(first), int(last or first) + 1))
     return numbers

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -30,9 +31,13 @@ def reproduce_with_progress(runs: Sequence[RunSettings], options: RunOptions, *,
         display = _Display(progress, progress.add_task(f"{len(runs)} runs", total=epochs, note=""))
         failures = run_sweep(runs, options, jobs=jobs, on_event=display.show)
     folder = options.folder / runs[0].suite
-    console.print(f"{len(runs) - len(failures)} of {len(runs)} runs are finished; records in {folder}")
+    console.print(
+        f"{len(runs) - len(failures)} of {len(runs)} runs are finished; records in {escape(str(folder))}"
+    )
     for failure in failures:
-        console.print(f"[red]failed[/red] {failure.settings.run_id}: {failure.message}", highlight=False)
+        console.print(
+            f"[red]failed[/red] {failure.settings.run_id}: {escape(failure.message)}", highlight=False
+        )
     return failures
 
 
@@ -63,7 +68,7 @@ class _Display:
             self.progress.remove_task(bar)
         self.progress.advance(self.overall, event.settings.protocol.epochs - done)
         colour = {"finished": "green", "failed": "red", "skipped": "dim"}[event.kind]
-        message = event.message or "has a record already"
+        message = escape(event.message or "has a record already")
         self.progress.console.print(
             f"[{colour}]{event.kind:8}[/{colour}] {_label(event.settings)}  {message}", highlight=False
         )

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
@@ -12,9 +13,10 @@ from typing import Literal
 import torch
 
 from equiscale.data import load
-from equiscale.errors import EquiscaleError, SettingError
+from equiscale.errors import SettingError
 from equiscale.experiments.execute import RunOptions, checkpoint_path, execute_run
 from equiscale.experiments.records import RunSettings, read_record, record_path
+from equiscale.models import model_entry
 from equiscale.train import EpochResult
 
 
@@ -44,16 +46,27 @@ def prepare_options(
 
     Raises:
         SettingError: For an unknown or missing device, or a negative number of jobs.
+        ModelError: For an unknown model.
         DataError: If the data of a run are missing or damaged.
+        OSError: If the results folder cannot be written.
     """
     if jobs < 0:
         raise SettingError(f"expected 0 jobs (automatic) or more, got {jobs}")
     chosen = _check_device(device)
+    for model in dict.fromkeys(run.model for run in runs):
+        model_entry(model)
     for dataset, realisation in dict.fromkeys((run.dataset, run.realisation) for run in runs):
         load(dataset, split="test", realisation=realisation, root=data_root)
+    _check_writable(folder)
     cores = available_cores()
     automatic = 1 if chosen.startswith("cuda") else min(cores, len(runs))
     return RunOptions(folder, data_root, chosen, threads=cores, resume=resume), jobs or automatic
+
+
+def _check_writable(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def _check_device(device: str) -> str:
@@ -122,10 +135,13 @@ def _run_processes(runs: Sequence[RunSettings], options: RunOptions, jobs: int) 
         while waiting or active:
             while waiting and len(active) < jobs:
                 settings = waiting.pop(0)
+                if is_finished(settings, options):  # by another sweep, meanwhile
+                    yield RunEvent("skipped", settings)
+                    continue
                 receiver, process = _start(settings, options)
                 active[receiver] = (process, settings)
                 yield RunEvent("started", settings)
-            ready = wait(list(active))
+            ready = wait(list(active)) if active else []
             for receiver in [receiver for receiver in active if receiver in ready]:
                 yield from _receive(receiver, active, options)
     finally:
@@ -172,10 +188,10 @@ def _work(settings: RunSettings, options: RunOptions, sender: Connection) -> Non
         record = execute_run(
             settings, options, on_epoch=lambda result: sender.send(RunEvent("epoch", settings, epoch=result))
         )
-    except (EquiscaleError, OSError, RuntimeError) as error:
+    except (BrokenPipeError, KeyboardInterrupt):
+        return  # the sweep is gone or is ending; the checkpoint is safe
+    except Exception as error:  # noqa: BLE001 (whatever it was, it is this run's last word)
         sender.send(RunEvent("failed", settings, message=f"{type(error).__name__}: {error}"))
-    except KeyboardInterrupt:
-        return
     else:
         result = f"{record.test.error:.2f} % test error" if record.test else ""
         sender.send(RunEvent(record.status, settings, message=record.failure or result))

@@ -40,6 +40,15 @@ class Protocol(_Frozen):
     augment_range: tuple[float, float] = (0.5, 2.0)
     seed: int = 0
 
+    @model_validator(mode="after")
+    def _ranges_increase(self) -> "Protocol":
+        low, high = self.augment_range
+        if not 0 < low <= high:
+            raise ValueError(f"augment_range must be 0 < low <= high, got {low} and {high}")
+        if list(self.lr_steps) != sorted(self.lr_steps):
+            raise ValueError(f"lr_steps must increase, got {list(self.lr_steps)}")
+        return self
+
     def cut(self, epochs: int) -> "Protocol":
         """The same schedule compressed to another number of epochs; the steps move in proportion."""
         if epochs < 1:
@@ -99,7 +108,7 @@ class Suite(_Frozen):
         methods: The rows.
     """
 
-    name: str
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # also a folder's name
     title: str
     dataset: str
     realisations: tuple[int, ...]

@@ -44,8 +44,10 @@ class ConvGeometry:
     groups: int = 1
 
     def __post_init__(self) -> None:
-        if self.stride < 1:
-            raise SettingError(f"expected a stride of at least 1, got {self.stride}")
+        if not isinstance(self.stride, int) or self.stride < 1:
+            raise SettingError(
+                f"expected a stride of at least 1, one number for both axes, got {self.stride}"
+            )
         if self.groups < 1:
             raise SettingError(f"expected at least 1 group, got {self.groups}")
         if self.padding != "same" and not (isinstance(self.padding, int) and self.padding >= 0):

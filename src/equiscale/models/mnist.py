@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from equiscale.basis import HermiteBasis
 from equiscale.basis.hermite import DegeneratePolicy
-from equiscale.errors import ShapeError
+from equiscale.errors import ModelError, ShapeError
 from equiscale.models.registry import Citation, ModelEntry, register
 from equiscale.nn import LiftConv2d, ScaleBatchNorm2d, ScaleConv2d, ScaleMaxPool2d, ScaleProjection
 from equiscale.scales import ScaleGrid
@@ -40,6 +40,10 @@ class MnistSettings:
     dropout: float = 0.7
     in_channels: int = 1
     num_classes: int = 10
+
+    def __post_init__(self) -> None:
+        if len(self.channels) != 3 or min(self.channels) < 1:
+            raise ModelError(f"expected three positive channel counts, got {self.channels}")
 
     @property
     def last_pool(self) -> int:
@@ -127,6 +131,8 @@ class MnistNetwork(nn.Module):
 
 def build_cnn(settings: MnistSettings) -> MnistNetwork:
     """The plain CNN."""
+    if settings.effective_size % 2 == 0:
+        raise ModelError(f"expected an odd effective_size for a plain CNN, got {settings.effective_size}")
 
     def conv(in_channels: int, out_channels: int) -> list[nn.Module]:
         padding = settings.effective_size // 2

@@ -47,6 +47,8 @@ class SteerableConv2d(nn.Module):
         **geometry: Unpack[GeometryOptions],
     ) -> None:
         super().__init__()
+        if not isinstance(grid, ScaleGrid):
+            raise SettingError(f"expected a ScaleGrid, got {grid!r}; write grid=ScaleGrid({grid!r})")
         self.geometry = ConvGeometry(**geometry)
         _check_channels(in_channels, out_channels, self.geometry.groups)
         self.in_channels, self.out_channels = in_channels, out_channels

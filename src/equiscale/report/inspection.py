@@ -2,9 +2,11 @@
 
 import math
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +61,19 @@ class Inspection:
     layers: tuple[Layer, ...]
 
 
+# What NumPy, zipfile and zlib raise for damaged bytes; NotImplementedError is a RuntimeError.
+_DAMAGE = (
+    OSError,
+    ValueError,
+    EOFError,
+    RuntimeError,
+    SyntaxError,
+    zipfile.BadZipFile,
+    zlib.error,
+    TokenError,
+)
+
+
 def read_inspection(path: Path) -> Inspection:
     """Read the .npz beside a record.
 
@@ -67,7 +82,7 @@ def read_inspection(path: Path) -> Inspection:
     """
     try:
         arrays = _load(path)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+    except _DAMAGE as error:
         raise RecordError(f"expected the pictures of a run in {path}, got: {error}") from error
     count = len(_get(arrays, "samples", (None, None, None)))
     return Inspection(

@@ -26,6 +26,20 @@ class Batches(Protocol):
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """Where a training is kept after every epoch.
+
+    Args:
+        path: The file.
+        belongs_to: What the training depends on beside the network and its settings, for example the
+            data's checksum: a checkpoint of anything else is refused.
+    """
+
+    path: Path
+    belongs_to: str = ""
+
+
+@dataclass(frozen=True)
 class EpochResult:
     """What one epoch gave; errors in percent, the epoch counted from 1."""
 
@@ -70,7 +84,7 @@ def fit(
     *,
     validation: Batches,
     config: TrainConfig,
-    checkpoint: Path | None = None,
+    checkpoint: Checkpoint | None = None,
     on_epoch: Callable[[EpochResult], None] | None = None,
 ) -> TrainState:
     """Train a classifier with Adam and cross entropy; keep the best validation epoch.
@@ -92,24 +106,26 @@ def fit(
         The final state; ``state.best`` holds the weights to test.
 
     Raises:
-        TrainingError: If a loss is not finite. The epoch's number is in the message.
-        CheckpointError: If the checkpoint does not belong to this training.
+        TrainingError: If the loss or a weight is not finite. The epoch's number is in the message,
+            and the epoch is not kept.
+        CheckpointError: If the checkpoint is damaged, or is one of another network, other settings, or
+            of something else than it belongs to.
 
     Exactness:
         On the CPU with a fixed number of threads the weights have the same bits for the same seed,
-        resumed or not (``tests/experiments/test_resume.py`` kills real processes).
+        resumed or not (``tests/experiments/test_sweep.py`` kills real processes).
     """
     state = TrainState(model, torch.optim.Adam(model.parameters(), lr=config.learning_rate))
-    identity = _identity(model, config)
-    if checkpoint is not None and checkpoint.exists():
-        _resume(state, checkpoint, identity)
+    identity = _identity(model, config, checkpoint)
+    if checkpoint is not None and checkpoint.path.exists():
+        _resume(state, checkpoint.path, identity)
     for result in state.history:
         _tell(on_epoch, result)
     for epoch in range(len(state.history) + 1, config.epochs + 1):
         result = _run_epoch(state, train, validation, config, epoch)
         state.record(result)
         if checkpoint is not None:
-            _save(state, checkpoint, identity)
+            _save(state, checkpoint.path, identity)
         _tell(on_epoch, result)
     return state
 
@@ -120,14 +136,21 @@ def evaluate(model: nn.Module, batches: Batches) -> tuple[Tensor, Tensor]:
 
     Returns:
         Two int64 tensors ``(N,)`` on the CPU.
+
+    Raises:
+        TrainingError: If an output is not finite.
     """
     was_training = model.training
     model.eval()
-    predictions, labels = [], []
+    predictions, labels, finite = [], [], []
     for images, targets in batches.epoch():
-        predictions.append(model(images).argmax(1))
+        logits = model(images)
+        predictions.append(logits.argmax(1))
         labels.append(targets)
+        finite.append(torch.isfinite(logits).all())
     model.train(was_training)
+    if not bool(torch.stack(finite).all()):
+        raise TrainingError("expected finite outputs, got others; lower the learning rate or check the data")
     return torch.cat(predictions).cpu(), torch.cat(labels).cpu()
 
 
@@ -153,14 +176,19 @@ def _run_epoch(
         torch.manual_seed(derive_seed(config.seed, "dropout", epoch))
         generator = torch.Generator().manual_seed(derive_seed(config.seed, "batches", epoch))
         loss, error = _train_pass(state, train, generator)
-    if not math.isfinite(loss):
-        raise TrainingError(
-            f"expected a finite loss, got {loss} in epoch {epoch} at learning rate {learning_rate:g}; "
-            "lower the learning rate or check the data"
-        )
+    _check_finite(loss, state.model, f"in epoch {epoch} at learning rate {learning_rate:g}")
     validation_error = error_percent(*evaluate(state.model, validation))
     seconds = time.monotonic() - started
     return EpochResult(epoch, learning_rate, loss, error, validation_error, seconds)
+
+
+def _check_finite(loss: float, model: nn.Module, when: str) -> None:
+    cure = "lower the learning rate or check the data"
+    if not math.isfinite(loss):
+        raise TrainingError(f"expected a finite loss, got {loss} {when}; {cure}")
+    for name, tensor in model.state_dict().items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise TrainingError(f"expected finite weights, got others in {name} {when}; {cure}")
 
 
 def _train_pass(state: TrainState, train: Batches, generator: torch.Generator) -> tuple[float, float]:
@@ -181,9 +209,10 @@ def _train_pass(state: TrainState, train: Batches, generator: torch.Generator) -
     return float(total_loss) / seen, 100.0 * float(total_mistakes) / seen
 
 
-def _identity(model: nn.Module, config: TrainConfig) -> str:
+def _identity(model: nn.Module, config: TrainConfig, checkpoint: Checkpoint | None) -> str:
     shapes = sorted((name, tuple(tensor.shape)) for name, tensor in model.state_dict().items())
-    return f"{config} {type(model).__name__} {shapes}"
+    belongs_to = checkpoint.belongs_to if checkpoint else ""
+    return f"{config} {belongs_to} {type(model).__name__} {shapes}"
 
 
 def _save(state: TrainState, path: Path, identity: str) -> None:
