@@ -8,7 +8,7 @@ from equiscale.errors import ShapeError
 from equiscale.models import model_entry
 from equiscale.nn import LiftConv2d, ScaleConv2d
 
-# S, smallest and largest scale, mult, kernel (FACTS: the published cells).
+# S, smallest and largest scale, mult, kernel, as published.
 CELLS = {
     "mnist_ses_vector_28": (3, 1.5, 4.5, 1.5, 13),
     "mnist_ses_vector_28p": (3, 1.5, 4.5, 1.4, 15),
