@@ -22,7 +22,10 @@ def mnist_source() -> Path:
     chosen = os.environ.get(SOURCE_VARIABLE)
     if chosen and Path(chosen).is_dir():
         return Path(chosen)
-    missing = f"MNIST is not at {chosen}; set {SOURCE_VARIABLE} to the folder of its four files"
+    found = (
+        f"{SOURCE_VARIABLE} names {chosen}, which is no folder" if chosen else f"{SOURCE_VARIABLE} is not set"
+    )
+    missing = f"{found}; set it to the folder of MNIST's four files"
     if os.environ.get("CI"):
         pytest.fail(missing)
     pytest.skip(missing)
