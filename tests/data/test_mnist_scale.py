@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from equiscale.data import load, mnist_scale
 from equiscale.data.digits_scale import _digit_pool
@@ -160,6 +161,22 @@ def test_another_format_version_is_refused(small_mnist: Path, monkeypatch: pytes
         DataError, match=r"expected format version 2 in .*, got 1; run: equiscale data prepare"
     ):
         load("mnist-scale", split="val", root=small_mnist)
+
+
+def test_the_same_bytes_in_another_shape_are_refused_and_made_anew(small_mnist: Path) -> None:
+    """The checksum sees bytes only."""
+    prepare(small_mnist, source="unused", realisations=[0])
+    path = mnist_scale.realisation_path(small_mnist, 0)
+    with safe_open(path, framework="numpy") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    tensors["train.images"] = tensors["train.images"].reshape(-1, 1, 14, 56)
+    save_file(tensors, path, metadata)
+    with pytest.raises(
+        DataError, match=r"expected train.images of uint8 \(100, 1, 28, 28\) in .*\(100, 1, 14, 56\)"
+    ):
+        load("mnist-scale", split="val", root=small_mnist)
+    assert not prepare(small_mnist, source="unused", realisations=[0])[0].reused
+    assert load("mnist-scale", split="train", root=small_mnist).images.shape == (100, 1, 28, 28)
 
 
 def test_a_crash_in_the_middle_leaves_nothing(small_mnist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
