@@ -17,8 +17,8 @@ from torch.nn.functional import conv2d, cross_entropy
 
 from equiscale import create_model
 from equiscale._files import atomic_path
+from equiscale._machine import available_cores
 from equiscale.experiments import provenance
-from equiscale.experiments.runner import available_cores
 from equiscale.functional import synthesize_filters
 from equiscale.nn import LiftConv2d, ScaleConv2d, SteerableConv2d
 from equiscale.report.tables import insert_into

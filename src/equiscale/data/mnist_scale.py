@@ -4,7 +4,6 @@ Source:
     Sosnovik, Szmaja and Smeulders, 2020, "Scale-equivariant steerable networks".
 """
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -19,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from equiscale._files import atomic_path
+from equiscale._machine import available_cores
 from equiscale.data.dataset import DatasetInfo, Realisation
 from equiscale.data.mnist import download_mnist, read_mnist_pool
 from equiscale.data.root import data_root, prepare_command
@@ -212,7 +212,7 @@ def _run(jobs: Sequence[_Job]) -> Iterator[tuple[_Job, Prepared]]:
         yield from ((job, _make(job)) for job in jobs)
         return
     # Spawned, because a forked process may inherit PyTorch's locks in any state.
-    with ProcessPoolExecutor(min(len(jobs), _cores()), mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(min(len(jobs), available_cores()), mp_context=get_context("spawn")) as pool:
         futures = {pool.submit(_make, job): job for job in jobs}
         try:
             for future in as_completed(futures):
@@ -335,10 +335,6 @@ def _check_settings(realisations: Sequence[int], source: Path | str | None, down
     if source is not None and download:
         raise SettingError(f"expected either a source or a download, got both: {source} and download=True")
     return sorted(set(realisations))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _ignore(_: str) -> None:

@@ -1,7 +1,6 @@
 """A sweep: several runs at a time, each in a process of its own."""
 
 import multiprocessing
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from typing import Literal
 
 import torch
 
+from equiscale._machine import available_cores
 from equiscale.data import load
 from equiscale.errors import SettingError
 from equiscale.experiments.execute import RunOptions, checkpoint_path, execute_run
@@ -122,11 +122,6 @@ def run_sweep(
             failures.append(event)
         on_event(event)
     return failures
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _run_processes(runs: Sequence[RunSettings], options: RunOptions, jobs: int) -> Iterator[RunEvent]:
