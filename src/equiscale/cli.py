@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from equiscale.experiments.spec import Suite
 
 app = typer.Typer(
-    help="Scale-equivariant convolutional networks: data, published experiments, tables and reports.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,

@@ -295,13 +295,10 @@ def _read_arrays(path: Path) -> tuple[dict[str, Split], str | None]:
         return splits, (stored.metadata() or {}).get("format_version")
 
 
-_SIDE: Final = 28
-
-
 def _read_split(stored: safe_open, name: str, path: Path) -> Split:
     count = SPLIT_SIZES[name]
     wanted = {
-        "images": (np.uint8, (count, 1, _SIDE, _SIDE)),
+        "images": (np.uint8, (count, *INFO.image_shape)),
         "labels": (np.uint8, (count,)),
         "factors": (np.float64, (count,)),
     }
