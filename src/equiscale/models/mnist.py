@@ -9,14 +9,13 @@ from torch import Tensor, nn
 
 from equiscale.basis import HermiteBasis
 from equiscale.basis.hermite import DegeneratePolicy
+from equiscale.citations import SESN
 from equiscale.errors import ModelError, ShapeError
-from equiscale.models.registry import Citation, ModelEntry, register
+from equiscale.models.registry import ModelEntry, register
 from equiscale.nn import LiftConv2d, ScaleBatchNorm2d, ScaleConv2d, ScaleMaxPool2d, ScaleProjection
 from equiscale.scales import ScaleGrid
 
 IMAGE_SIZE = 28
-
-SESN = Citation("Sosnovik, Szmaja, Smeulders", 2020, "Scale-Equivariant Steerable Networks", "ICLR")
 
 
 @dataclass(frozen=True)

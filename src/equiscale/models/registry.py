@@ -7,20 +7,8 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from equiscale.citations import Citation
 from equiscale.errors import ModelError
-
-
-@dataclass(frozen=True)
-class Citation:
-    """Where a method was published."""
-
-    authors: str
-    year: int
-    title: str
-    venue: str
-
-    def __str__(self) -> str:
-        return f"{self.authors}: {self.title}. {self.venue} {self.year}"
 
 
 class ModelSettings(Protocol):
