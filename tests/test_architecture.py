@@ -101,8 +101,8 @@ def test_a_file_imports_only_from_lower_floors(path: Path) -> None:
         ("equiscale.basis.hermite", "import equiscale.nn.lift", False),
         ("equiscale.testing.signals", "from equiscale.nn import LiftConv2d", False),
         ("equiscale.train.loop", "def f():\n    from equiscale.experiments import records", False),
-        ("equiscale.models.mnist", "from equiscale import data", False),
-        ("equiscale.models.mnist", "from equiscale import ScaleGrid", False),
+        ("equiscale.models.mnist.ses", "from equiscale import data", False),
+        ("equiscale.models.mnist.ses", "from equiscale import ScaleGrid", False),
         ("equiscale.errors", "from equiscale.data.root import data_root", False),
     ],
 )
