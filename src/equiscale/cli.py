@@ -21,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-data_app = typer.Typer(help="Prepare data sets.", no_args_is_help=True)
+data_app = typer.Typer(help="Prepare data sets, and look at them.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 
@@ -78,25 +78,34 @@ def list_command() -> None:
 def data_prepare(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="For example mnist-scale.")],
     root: Root = None,
-    source: Annotated[Path | None, typer.Option(help="Folder with the four files of MNIST.")] = None,
-    download: Annotated[bool, typer.Option("--download", help="Download MNIST to the root.")] = False,
-    realisations: Annotated[str, typer.Option(help="Numbers and ranges, such as 0-2,5.")] = "0-5",
+    source: Annotated[
+        Path | None, typer.Option(help="Where the original files are: MNIST's folder, an archive, …")
+    ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Download the original files to the root.")
+    ] = False,
+    realisations: Annotated[
+        str | None, typer.Option(help="Numbers and ranges, such as 0-2,5 (default: all).")
+    ] = None,
     png: Annotated[
-        bool, typer.Option("--png", help="Also write the published folders of PNG files.")
+        bool, typer.Option("--png", help="Also write the published folders of PNG files (mnist-scale).")
     ] = False,
 ) -> None:
     """Make a data set and check it against the published checksums."""
-    from equiscale.data import data_root, dataset_info, mnist_scale
+    from equiscale.data import data_root, dataset_info
+    from equiscale.data.dataset import Preparation
     from equiscale.experiments.plan import parse_numbers
 
     with _errors_as_messages():
         info = dataset_info(dataset)
-        if info.name != mnist_scale.INFO.name:
+        if info.prepare is None:
             typer.echo(f"{dataset} needs no preparation: it is made when it is loaded.")
             return
-        numbers = parse_numbers(realisations)
-        mnist_scale.prepare(
-            root, source=source, download=download, realisations=numbers, png=png, progress=typer.echo
+        numbers = None if realisations is None else parse_numbers(realisations)
+        info.prepare(
+            Preparation(
+                root, source=source, download=download, realisations=numbers, png=png, progress=typer.echo
+            )
         )
         typer.echo(f"Prepared {dataset} in {data_root(root)}")
 

@@ -3,7 +3,10 @@
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from equiscale.data import digits_scale, mnist_scale
 from equiscale.data.dataset import Dataset, DatasetInfo
@@ -78,7 +81,9 @@ def load(name: str, *, split: str, realisation: int = 0, root: Path | str | None
     """
     info = dataset_info(name)
     if split not in info.split_sizes:
-        raise SettingError(f"expected a split of {name} of {list(info.split_sizes)}, got {split!r}")
+        raise SettingError(
+            f"expected a split of {name} of {list(info.split_sizes)}, got {split!r}{_hint(split)}"
+        )
     if realisation not in range(info.realisations):
         raise SettingError(
             f"expected a realisation of {name} of {list(range(info.realisations))}, got {realisation!r}"
@@ -86,7 +91,7 @@ def load(name: str, *, split: str, realisation: int = 0, root: Path | str | None
     read = info.read(realisation, data_root(root))
     arrays = read.splits[split]
     return Dataset(
-        images=torch.tensor(arrays.images).unsqueeze(1),  # (N, H, W) -> (N, C, H, W)
+        images=_image_tensor(arrays.images),
         labels=torch.tensor(arrays.labels, dtype=torch.int64),
         factors=torch.tensor(arrays.factors),
         info=info,
@@ -94,3 +99,13 @@ def load(name: str, *, split: str, realisation: int = 0, root: Path | str | None
         realisation=realisation,
         checksum=read.checksum,
     )
+
+
+def _image_tensor(images: NDArray[np.uint8]) -> Tensor:
+    """``(N, C, H, W)`` over the memory of the array, which may be mapped from a file."""
+    tensor = torch.from_numpy(images)
+    return tensor.unsqueeze(1) if tensor.ndim == 3 else tensor  # (N, H, W) -> (N, C, H, W)
+
+
+def _hint(split: str) -> str:
+    return "; it has no validation images: train without them" if split == "val" else ""

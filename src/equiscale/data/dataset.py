@@ -1,12 +1,13 @@
 """What a data set is: the description that the registry holds, and the tensors that loading returns."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from equiscale.data.scale_recipe import Split
+from equiscale.data.transforms import ChannelValues
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,27 @@ class Realisation:
 
 
 @dataclass(frozen=True)
+class Preparation:
+    """What a user asks for when a data set is to be prepared.
+
+    Args:
+        root: The folder of prepared data; ``None`` as for ``equiscale.data.data_root``.
+        source: Where the original files are; ``None`` for the data set's own place.
+        download: Whether to download them.
+        realisations: Which realisations; ``None`` for all.
+        png: Whether to write the published PNG files too.
+        progress: Called with a line of text after each step.
+    """
+
+    root: Path | None = None
+    source: Path | None = None
+    download: bool = False
+    realisations: Sequence[int] | None = None
+    png: bool = False
+    progress: Callable[[str], None] | None = None
+
+
+@dataclass(frozen=True)
 class DatasetInfo:
     """One row of the registry.
 
@@ -32,11 +54,15 @@ class DatasetInfo:
         licence: The licence of its images.
         image_shape: ``(C, H, W)``.
         num_classes: The number of classes.
-        split_sizes: The number of images of each split.
+        split_sizes: The number of images of each split; natural images have no ``"val"``.
         realisations: How many realisations there are, numbered from 0.
-        mean: The mean of the pixel values in 0…1 that normalises the images.
-        std: Their standard deviation.
+        mean: The mean of the pixel values in 0…1 that normalises the images; of colour images one a channel.
+        std: Their standard deviation, likewise.
         read: Returns a realisation, given its number and the folder of prepared data.
+        prepare: Makes the prepared files; None where the data set is made when it is loaded.
+        class_names: The classes in the order of their labels, where they have names.
+        factor_edges: Edges of the bins of scale factors in which test mistakes are counted; None for the
+            bins of MNIST-scale, or where images have no factor.
     """
 
     name: str
@@ -46,9 +72,12 @@ class DatasetInfo:
     num_classes: int
     split_sizes: Mapping[str, int]
     realisations: int
-    mean: float
-    std: float
+    mean: ChannelValues
+    std: ChannelValues
     read: Callable[[int, Path], Realisation]
+    prepare: Callable[[Preparation], object] | None = None
+    class_names: tuple[str, ...] = ()
+    factor_edges: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,12 +108,12 @@ class Dataset:
         return self.info.name
 
     @property
-    def mean(self) -> float:
+    def mean(self) -> ChannelValues:
         """The mean that normalises the images."""
         return self.info.mean
 
     @property
-    def std(self) -> float:
+    def std(self) -> ChannelValues:
         """The standard deviation that normalises the images."""
         return self.info.std
 

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 from equiscale._files import atomic_path
 from equiscale._machine import available_cores
-from equiscale.data.dataset import DatasetInfo, Realisation
+from equiscale.data.dataset import DatasetInfo, Preparation, Realisation
 from equiscale.data.mnist import download_mnist, read_mnist_pool
 from equiscale.data.root import data_root, prepare_command
 from equiscale.data.scale_recipe import (
@@ -176,6 +176,18 @@ def read_realisation(realisation: int, root: Path) -> Realisation:
     return Realisation(splits, found)
 
 
+def _prepare(asked: Preparation) -> list[Prepared]:
+    chosen = range(len(PUBLISHED_MD5)) if asked.realisations is None else asked.realisations
+    return prepare(
+        asked.root,
+        source=asked.source,
+        download=asked.download,
+        realisations=chosen,
+        png=asked.png,
+        progress=asked.progress,
+    )
+
+
 INFO: Final = DatasetInfo(
     name=NAME,
     citation="Sosnovik, Szmaja and Smeulders, Scale-equivariant steerable networks, ICLR 2020, made from "
@@ -188,6 +200,7 @@ INFO: Final = DatasetInfo(
     mean=0.0607,  # both as published
     std=0.2161,
     read=read_realisation,
+    prepare=_prepare,
 )
 
 

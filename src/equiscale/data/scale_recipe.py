@@ -30,13 +30,13 @@ class Split:
     """The arrays of one split, in the order of the published numbers.
 
     Args:
-        images: ``(N, H, W)``, the scaled images.
+        images: ``(N, H, W)``, the scaled images; of natural images ``(N, C, H, W)``.
         labels: ``(N,)``, the classes.
         factors: ``(N,)``, the scale factor of each image.
     """
 
     images: NDArray[np.uint8]
-    labels: NDArray[np.uint8]
+    labels: NDArray[np.uint8] | NDArray[np.int64]
     factors: NDArray[np.float64]
 
 

@@ -1,6 +1,6 @@
 """Transforms of whole batches of tensors, on the device where they lie."""
 
-from typing import Final
+from typing import Final, TypeAlias
 
 import torch
 from torch import Tensor
@@ -8,36 +8,44 @@ from torch import Tensor
 from equiscale.errors import SettingError, ShapeError
 from equiscale.functional.rescale import CUBIC_PILLOW, MNIST_SCALE_CENTER_OFFSET, rescale
 
+ChannelValues: TypeAlias = float | tuple[float, ...]
+"""One number for all channels, or one a channel."""
+
 _WHITE: Final = 255
 # Pillow truncates to whole grey levels in double precision. In single precision a whole level may come
 # out a little below itself; this margin is far above that error and far below a grey level.
 _ROUNDING_MARGIN: Final = 1e-3
 
 
-def normalize(images: Tensor, mean: float, std: float) -> Tensor:
+def normalize(images: Tensor, mean: ChannelValues, std: ChannelValues) -> Tensor:
     r"""Turn grey levels into normalised floats, :math:`(x / 255 - \mu) / \sigma`.
 
     Shapes:
-        Any shape, kept.
+        Any shape, kept; ``(..., C, H, W)`` where mean or deviation are one a channel.
 
     Args:
         images: Grey levels 0…255, uint8 or floating.
-        mean: The mean :math:`\mu` of the values in 0…1.
-        std: Their standard deviation :math:`\sigma`.
+        mean: The mean :math:`\mu` of the values in 0…1, for all channels or one a channel.
+        std: Their standard deviation :math:`\sigma`, likewise.
 
     Returns:
         float32 for integers, else the dtype of ``images``.
 
     Raises:
         SettingError: If ``std`` is not positive.
+        ShapeError: If there is not one mean and deviation for each channel.
 
     Example:
         >>> normalize(torch.tensor([0, 255], dtype=torch.uint8), 0.5, 0.25)
         tensor([-2.,  2.])
+        >>> normalize(torch.tensor([0.0, 255.0]).view(2, 1, 1), (0.0, 0.5), 1.0).flatten()
+        tensor([0.0000, 0.5000])
     """
-    if not std > 0:
+    deviations = std if isinstance(std, tuple) else (std,)
+    if not all(deviation > 0 for deviation in deviations):
         raise SettingError(f"expected a positive standard deviation, got {std}")
-    return (_as_float(images) / _WHITE - mean) / std
+    x = _as_float(images)
+    return (x / _WHITE - _of_channels(mean, x)) / _of_channels(std, x)
 
 
 def random_rescale(
@@ -84,12 +92,33 @@ def draw_factors(count: int, *, low: float, high: float, generator: torch.Genera
     """
     if not 0 < low <= high:
         raise SettingError(f"expected 0 < low <= high as range of scale factors, got low={low}, high={high}")
+    check_generator(generator)
+    return low + (high - low) * torch.rand(count, dtype=torch.float64, generator=generator)
+
+
+def check_generator(generator: torch.Generator) -> None:
+    """Refuse a generator of another device than the CPU.
+
+    Raises:
+        SettingError: If the generator is not of the CPU.
+    """
     if generator.device.type != "cpu":
         raise SettingError(
             f"expected a generator of the CPU, got one of {generator.device}; "
             "draws on the CPU are the same for every device"
         )
-    return low + (high - low) * torch.rand(count, dtype=torch.float64, generator=generator)
+
+
+def _of_channels(values: ChannelValues, x: Tensor) -> Tensor | float:
+    """A number as it is; numbers a channel as ``(C, 1, 1)`` beside ``(..., C, H, W)``."""
+    if not isinstance(values, tuple):
+        return values
+    if x.ndim < 3 or x.shape[-3] != len(values):
+        raise ShapeError(
+            f"expected images (..., {len(values)}, H, W) for a mean and deviation of {len(values)} channels, "
+            f"got shape {tuple(x.shape)}"
+        )
+    return torch.tensor(values, dtype=x.dtype, device=x.device).view(-1, 1, 1)
 
 
 def _as_float(images: Tensor) -> Tensor:
