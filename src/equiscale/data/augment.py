@@ -1,0 +1,213 @@
+"""The augmentation of natural images, on whole batches: padded, cropped, flipped, cut out.
+
+Source:
+    The published STL-10 training of Sosnovik, Szmaja and Smeulders, 2020, "Scale-equivariant steerable
+    networks": pad by 12, crop 96, flip, normalise, and one hole of 32 pixels (DeVries and Taylor, 2017,
+    "Improved regularization of convolutional neural networks with cutout").
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from equiscale.data.transforms import ChannelValues, check_generator, normalize
+from equiscale.errors import SettingError, ShapeError
+
+PAD: Final = 12
+CROP: Final = 96
+CUTOUT: Final = 32
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A batch after each step of the augmentation.
+
+    Args:
+        padded: ``(B, C, H + 2 pad, W + 2 pad)``, with zeros around.
+        cropped: ``(B, C, crop, crop)``.
+        flipped: The same, some mirrored.
+        cut: The same, normalised, each with one hole of zeros.
+    """
+
+    padded: Tensor
+    cropped: Tensor
+    flipped: Tensor
+    cut: Tensor
+
+
+def crop_flip_cutout(
+    images: Tensor,
+    *,
+    pad: int = PAD,
+    crop: int = CROP,
+    cutout: int = CUTOUT,
+    mean: ChannelValues,
+    std: ChannelValues,
+    generator: torch.Generator,
+) -> Tensor:
+    r"""Pad, crop, flip, normalise and cut out, as published for STL-10.
+
+    Shapes:
+        ``(B, C, H, W)`` to ``(B, C, crop, crop)``.
+
+    Args:
+        images: Grey levels 0…255, uint8 or floating, on any device.
+        pad: Width of the frame of zeros that is put around each image, in pixels.
+        crop: Side of the part that is kept, in pixels.
+        cutout: Side of the hole, in pixels; 0 for none.
+        mean: The mean :math:`\mu` of the values in 0…1, for all channels or one a channel.
+        std: Their standard deviation :math:`\sigma`, likewise.
+        generator: A generator of the CPU, from which alone corners, mirrorings and holes are drawn, so that
+            they are the same on every device.
+
+    Returns:
+        float32 for integers, else the dtype of ``images``. The hole holds 0, the mean grey.
+
+    Raises:
+        ShapeError: If the images are not ``(B, C, H, W)``.
+        SettingError: If a size does not fit, or the generator is not of the CPU.
+
+    Exactness:
+        Equal, bit for bit, to padding, slicing and filling each image by itself
+        (``tests/data/test_augment.py``).
+
+    Example:
+        >>> images = torch.full((2, 3, 96, 96), 255, dtype=torch.uint8)
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> crop_flip_cutout(images, mean=0.5, std=0.25, generator=generator).shape
+        torch.Size([2, 3, 96, 96])
+    """
+    cropped = random_crop(images, crop, pad=pad, generator=generator)
+    flipped = random_flip(cropped, generator=generator)
+    return random_cutout(normalize(flipped, mean, std), cutout, generator=generator)
+
+
+def steps(images: Tensor, *, mean: ChannelValues, std: ChannelValues, seed: int, crop: int = CROP) -> Steps:
+    """What ``crop_flip_cutout`` does with its published settings, one step after the other.
+
+    Example:
+        >>> shown = steps(torch.zeros(2, 3, 96, 96, dtype=torch.uint8), mean=0.5, std=0.25, seed=0)
+        >>> tuple(shown.padded.shape), tuple(shown.cut.shape)
+        ((2, 3, 120, 120), (2, 3, 96, 96))
+    """
+    generator = torch.Generator().manual_seed(seed)
+    cropped = random_crop(images, crop, pad=PAD, generator=generator)
+    flipped = random_flip(cropped, generator=generator)
+    cut = random_cutout(normalize(flipped, mean, std), CUTOUT, generator=generator)
+    return Steps(padded=F.pad(images, [PAD] * 4), cropped=cropped, flipped=flipped, cut=cut)
+
+
+def random_crop(images: Tensor, size: int, *, pad: int = 0, generator: torch.Generator) -> Tensor:
+    r"""Put a frame of zeros around each image and keep a square at a random place.
+
+    .. math:: y_b = \hat x_b[:, i_b : i_b + n, j_b : j_b + n], \quad
+        i_b \sim U\{0 \dots H + 2p - n\},\; j_b \sim U\{0 \dots W + 2p - n\}
+
+    Shapes:
+        ``(B, C, H, W)`` to ``(B, C, size, size)``.
+
+    Args:
+        images: Any dtype, on any device.
+        size: Side :math:`n` of the square, in pixels.
+        pad: Width :math:`p` of the frame, in pixels.
+        generator: A generator of the CPU.
+
+    Raises:
+        ShapeError: If the images are not ``(B, C, H, W)``.
+        SettingError: If the square does not fit into the padded image, or the generator is not of the CPU.
+
+    Example:
+        >>> random_crop(torch.ones(1, 1, 2, 2), 2, generator=torch.Generator()).tolist()
+        [[[[1.0, 1.0], [1.0, 1.0]]]]
+    """
+    _check_batch(images)
+    check_generator(generator)
+    height, width = (side + 2 * pad for side in images.shape[2:])
+    if pad < 0 or not 1 <= size <= min(height, width):
+        raise SettingError(
+            f"expected pad >= 0 and a crop of 1 to {min(height, width)} pixels for images of "
+            f"{images.shape[2]}×{images.shape[3]} with pad={pad}, got a crop of {size}"
+        )
+    rows = _draw(height - size + 1, len(images), generator).to(images.device)
+    columns = _draw(width - size + 1, len(images), generator).to(images.device)
+    # A view of all squares, (B, C, rows, columns, size, size), of which each image keeps one.
+    squares = F.pad(images, [pad] * 4).unfold(2, size, 1).unfold(3, size, 1)
+    return squares[torch.arange(len(images), device=images.device), :, rows, columns]
+
+
+def random_flip(images: Tensor, *, generator: torch.Generator) -> Tensor:
+    """Mirror each image left to right with probability one half.
+
+    Shapes:
+        ``(B, C, H, W)``, kept.
+
+    Args:
+        images: Any dtype, on any device.
+        generator: A generator of the CPU.
+
+    Raises:
+        ShapeError: If the images are not ``(B, C, H, W)``.
+        SettingError: If the generator is not of the CPU.
+
+    Example:
+        >>> flipped = random_flip(torch.arange(2.0).expand(100, 1, 1, 2), generator=torch.Generator())
+        >>> sorted({tuple(image.flatten().tolist()) for image in flipped})
+        [(0.0, 1.0), (1.0, 0.0)]
+    """
+    _check_batch(images)
+    check_generator(generator)
+    mirrored = _draw(2, len(images), generator).to(images.device, torch.bool)
+    return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
+
+
+def random_cutout(images: Tensor, size: int, *, generator: torch.Generator) -> Tensor:
+    r"""Set a square of each image to 0; its centre is uniform over the image, its rest is clipped.
+
+    .. math:: y_{b c h w} = 0 \text{ where } h - i_b,\, w - j_b \in [-\lfloor n/2 \rfloor,
+        n - \lfloor n/2 \rfloor), \quad i_b \sim U\{0 \dots H - 1\},\; j_b \sim U\{0 \dots W - 1\}
+
+    Shapes:
+        ``(B, C, H, W)``, kept.
+
+    Args:
+        images: Any dtype, on any device; normalised, so that 0 is the mean grey.
+        size: Side :math:`n` of the square, in pixels; 0 for none.
+        generator: A generator of the CPU.
+
+    Raises:
+        ShapeError: If the images are not ``(B, C, H, W)``.
+        SettingError: If the size is negative, or the generator is not of the CPU.
+
+    Example:
+        >>> random_cutout(torch.ones(1, 1, 3, 3), 2, generator=torch.Generator().manual_seed(1))[0, 0]
+        tensor([[1., 0., 0.],
+                [1., 0., 0.],
+                [1., 1., 1.]])
+    """
+    _check_batch(images)
+    check_generator(generator)
+    if size < 0:
+        raise SettingError(f"expected a cutout of at least 0 pixels, got {size}")
+    height, width = images.shape[2:]
+    rows = _inside(_draw(height, len(images), generator), size, height)
+    columns = _inside(_draw(width, len(images), generator), size, width)
+    hole = rows.to(images.device)[:, None, :, None] & columns.to(images.device)[:, None, None, :]
+    return images.masked_fill(hole, 0)  # (B, 1, H, W) on (B, C, H, W)
+
+
+def _inside(centers: Tensor, size: int, side: int) -> Tensor:
+    """Which of the positions 0…side−1 lie in the square about each centre: ``(B, side)``."""
+    offset = torch.arange(side) - centers[:, None]
+    return (offset >= -(size // 2)) & (offset < size - size // 2)
+
+
+def _draw(choices: int, count: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(choices, (count,), generator=generator)
+
+
+def _check_batch(images: Tensor) -> None:
+    if images.ndim != 4:
+        raise ShapeError(f"expected a batch of images (B, C, H, W), got shape {tuple(images.shape)}")
