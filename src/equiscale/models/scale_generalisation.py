@@ -1,0 +1,162 @@
+"""Networks for images of any size: one trunk with global pooling, with the convolution of each method."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from equiscale.basis import HermiteBasis, SteerableBasis
+from equiscale.citations import SESN
+from equiscale.errors import ModelError, ShapeError
+from equiscale.models.registry import ModelEntry, register
+from equiscale.nn import LiftConv2d, ScaleBatchNorm2d, ScaleConv2d, ScaleMaxPool2d, ScaleProjection
+from equiscale.scales import ScaleGrid
+
+
+@dataclass(frozen=True)
+class AnySizeSettings:
+    """The trunk: stages of convolution, batch norm, ReLU and 2×2 pooling, then the maximum over the image.
+
+    Args:
+        channels: Output channels of the stages.
+        effective_size: Side of the ordinary filter with the same number of weights; odd.
+        in_channels: Channels of the images.
+        num_classes: Number of outputs.
+    """
+
+    channels: tuple[int, ...] = (16, 32, 32, 64)
+    effective_size: int = 5
+    in_channels: int = 1
+    num_classes: int = 10
+
+    def __post_init__(self) -> None:
+        if not self.channels or min(self.channels) < 1:
+            raise ModelError(f"expected positive channel counts, got {self.channels}")
+        if self.effective_size < 1 or self.effective_size % 2 == 0:
+            raise ModelError(f"expected an odd effective_size, got {self.effective_size}")
+
+
+@dataclass(frozen=True)
+class SteerableAnySizeSettings(AnySizeSettings):
+    """The trunk with steerable filters.
+
+    Args:
+        grid: The scales; a factor of 4 by default, what the methods with fewer scales must extrapolate.
+        kernel_size: K, the side of the filter on the largest scale.
+        basis: The family of functions.
+    """
+
+    grid: ScaleGrid = field(default_factory=lambda: ScaleGrid.geometric(1.0, 2**0.5, 4))
+    kernel_size: int = 13
+    basis: SteerableBasis = HermiteBasis(5)
+
+    @property
+    def conv_options(self) -> dict[str, object]:
+        """What every steerable convolution of the network is given."""
+        return {
+            "kernel_size": self.kernel_size,
+            "grid": self.grid,
+            "basis": self.basis,
+            "padding": "same",
+            "bias": False,
+        }
+
+
+class AnySizeNetwork(nn.Module):
+    """A trunk, the maximum over the image, and a linear classifier.
+
+    Shapes:
+        input ``(B, C, H, W)``, H and W at least ``2**len(channels)``; output ``(B, num_classes)``.
+
+    Args:
+        main: The trunk, from images to feature images.
+        settings: Its sizes.
+
+    Raises:
+        ShapeError: From the forward pass, for images that are too small or of another channel count.
+
+    Exactness:
+        The maximum over the image does not see shifts by multiples of the pooling's stride, away from
+        the border (``tests/models/test_scale_generalisation.py``).
+    """
+
+    def __init__(self, main: nn.Sequential, settings: AnySizeSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.main = main
+        self.linear = nn.Linear(settings.channels[-1], settings.num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``(B, num_classes)`` of images ``(B, C, H, W)``."""
+        smallest = 2 ** len(self.settings.channels)
+        if x.ndim != 4 or x.shape[1] != self.settings.in_channels or min(x.shape[2:]) < smallest:
+            raise ShapeError(
+                f"AnySizeNetwork: expected images (B, {self.settings.in_channels}, H, W) of at least "
+                f"{smallest}×{smallest} pixels, got {tuple(x.shape)}"
+            )
+        logits: Tensor = self.linear(torch.amax(self.main(x), dim=(2, 3)))
+        return logits
+
+
+def image_stages(settings: AnySizeSettings, conv: Callable[[int, int], list[nn.Module]]) -> nn.Sequential:
+    """The trunk of the methods whose features are images; ``conv`` makes one convolution."""
+    widths = (settings.in_channels, *settings.channels)
+    stages = [
+        [*conv(c_in, c_out), nn.BatchNorm2d(c_out), nn.ReLU(), nn.MaxPool2d(2)]
+        for c_in, c_out in zip(widths, widths[1:], strict=False)
+    ]
+    return nn.Sequential(*(layer for stage in stages for layer in stage))
+
+
+def scale_map_stages(
+    settings: AnySizeSettings, lift: Callable[[int, int], nn.Module], conv: Callable[[int, int], nn.Module]
+) -> nn.Sequential:
+    """The trunk of the methods whose features are scale maps, projected at its end."""
+    widths = (settings.in_channels, *settings.channels)
+    stages = [
+        [(lift if index == 0 else conv)(c_in, c_out), ScaleBatchNorm2d(c_out), nn.ReLU(), ScaleMaxPool2d(2)]
+        for index, (c_in, c_out) in enumerate(zip(widths, widths[1:], strict=False))
+    ]
+    return nn.Sequential(*(layer for stage in stages for layer in stage), ScaleProjection())
+
+
+def plain_conv(settings: AnySizeSettings) -> Callable[[int, int], list[nn.Module]]:
+    """The convolution of the plain CNN."""
+    size = settings.effective_size
+    return lambda c_in, c_out: [nn.Conv2d(c_in, c_out, size, padding=size // 2, bias=False)]
+
+
+def build_cnn(settings: AnySizeSettings) -> AnySizeNetwork:
+    """The plain CNN."""
+    return AnySizeNetwork(image_stages(settings, plain_conv(settings)), settings)
+
+
+def build_ses_scalar(settings: SteerableAnySizeSettings) -> AnySizeNetwork:
+    """SESN, scalar: every lifting convolution is followed by the maximum over scales."""
+
+    def conv(c_in: int, c_out: int) -> list[nn.Module]:
+        return [LiftConv2d(c_in, c_out, **settings.conv_options), ScaleProjection()]  # type: ignore[arg-type]
+
+    return AnySizeNetwork(image_stages(settings, conv), settings)
+
+
+def build_ses_vector(settings: SteerableAnySizeSettings) -> AnySizeNetwork:
+    """SESN, vector: the scale axis is kept to the end of the trunk."""
+
+    def lift(c_in: int, c_out: int) -> nn.Module:
+        return LiftConv2d(c_in, c_out, **settings.conv_options)  # type: ignore[arg-type]
+
+    def conv(c_in: int, c_out: int) -> nn.Module:
+        return ScaleConv2d(c_in, c_out, **settings.conv_options)  # type: ignore[arg-type]
+
+    return AnySizeNetwork(scale_map_stages(settings, lift, conv), settings)
+
+
+register(ModelEntry("scale_cnn", "CNN, any size", AnySizeSettings(), build_cnn, SESN))
+register(
+    ModelEntry("scale_ses_scalar", "SESN scalar, any size", SteerableAnySizeSettings(), build_ses_scalar, SESN)
+)
+register(
+    ModelEntry("scale_ses_vector", "SESN vector, any size", SteerableAnySizeSettings(), build_ses_vector, SESN)
+)
