@@ -45,20 +45,23 @@ def test_digits_scale_is_normalised_by_its_own_constants() -> None:
 
 
 def test_the_registry_describes_every_data_set() -> None:
-    assert list_datasets() == ["digits-scale", "mnist-scale"]
+    assert {"digits-scale", "mnist-scale"} <= set(list_datasets())
     for name in list_datasets():
         info = dataset_info(name)
         assert info.name == name
         assert info.citation
         assert info.licence
-        assert (info.image_shape, info.num_classes, info.realisations) == ((1, 28, 28), 10, 6)
+        assert (info.num_classes, info.realisations) == (10, 6)
+        assert info.image_shape[0] in (1, 3)
         assert set(info.split_sizes) == {"train", "val", "test"}
         with pytest.raises(dataclasses.FrozenInstanceError):
             info.mean = 0.0  # type: ignore[misc]
 
 
 def test_refuses_what_does_not_exist_and_lists_what_does() -> None:
-    with pytest.raises(SettingError, match=r"data set of \['digits-scale', 'mnist-scale'\], got 'mnist'"):
+    with pytest.raises(
+        SettingError, match=r"data set of \['digits-scale', .*'mnist-scale', .*\], got 'mnist'"
+    ):
         load("mnist", split="train")
     with pytest.raises(SettingError, match=r"split of digits-scale of \['train', 'val', 'test'\], got 'dev'"):
         load("digits-scale", split="dev")

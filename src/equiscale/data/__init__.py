@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from equiscale.data import digits_scale, mnist_scale
+from equiscale.data import digits_scale, mnist_large_scale, mnist_scale, mnist_stir
 from equiscale.data.dataset import Dataset, DatasetInfo
 from equiscale.data.loader import TensorBatches
 from equiscale.data.root import data_root
@@ -28,14 +28,15 @@ __all__ = [
 ]
 
 # A new data set is one file with an INFO, and one entry here.
-_REGISTRY: Final = {info.name: info for info in (mnist_scale.INFO, digits_scale.INFO)}
+_INFOS: Final = (mnist_scale.INFO, digits_scale.INFO, *mnist_large_scale.INFOS, *mnist_stir.INFOS)
+_REGISTRY: Final = {info.name: info for info in _INFOS}
 
 
 def list_datasets() -> list[str]:
     """The names of all data sets.
 
     Example:
-        >>> list_datasets()
+        >>> [name for name in list_datasets() if name.endswith("-scale")]
         ['digits-scale', 'mnist-scale']
     """
     return sorted(_REGISTRY)
