@@ -4,7 +4,7 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -55,6 +55,9 @@ class SampledFamily(ABC):
     effective_size: int
     degenerate: DegeneratePolicy
 
+    # The way out, in the words of an error, where neither scales nor kernels help.
+    _alternative: ClassVar[str] = "another kind"
+
     @property
     def num_functions(self) -> int:
         """F = effective_size²."""
@@ -89,9 +92,7 @@ class SampledFamily(ABC):
         window = self._window(kernel_size, scale, grid)
         x = np.arange(window, dtype=np.float64) - window // 2
         margin = (kernel_size - window) // 2
-        return np.pad(
-            self._values(x, scale, kernel_size, grid), ((0, 0), (margin, margin), (margin, margin))
-        )
+        return np.pad(self._values(x, scale, kernel_size, grid), ((0, 0), (margin, margin), (margin, margin)))
 
 
 @lru_cache(maxsize=_CACHED)
@@ -132,5 +133,5 @@ def _remedy(family: SampledFamily, kernel_size: int, grid: ScaleGrid) -> str:
             return f"the smallest kernel that works is {candidate}"
     return (
         f"no kernel up to {_LARGEST_REMEDY} works; use larger scales, a smaller effective_size "
-        f"(now {family.effective_size}) or another kind"
+        f"(now {family.effective_size}) or {family._alternative}"
     )
