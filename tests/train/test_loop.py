@@ -8,7 +8,7 @@ from torch import nn
 
 from equiscale.data import TensorBatches
 from equiscale.errors import CheckpointError, TrainingError
-from equiscale.train import Checkpoint, EpochResult, TrainConfig, TrainState, evaluate, fit
+from equiscale.train import Checkpoint, EpochResult, Splits, TrainConfig, TrainState, evaluate, fit
 from equiscale.train.loop import error_percent
 
 CONFIG = TrainConfig(epochs=4, learning_rate=0.05, lr_steps=(2,), seed=3)
@@ -24,8 +24,12 @@ def make_batches(shuffle: bool = True) -> TensorBatches:
     return TensorBatches(points, (points.prod(1) > 0).long(), batch_size=32, shuffle=shuffle)
 
 
+def batches_in_order() -> TensorBatches:
+    return make_batches(shuffle=False)
+
+
 def train(config: TrainConfig = CONFIG, **options) -> TrainState:
-    return fit(make_model(), make_batches(), validation=make_batches(shuffle=False), config=config, **options)
+    return fit(make_model(), Splits(make_batches(), batches_in_order()), config=config, **options)
 
 
 def same(first: TrainState, second: TrainState) -> bool:
@@ -60,12 +64,8 @@ def test_the_callers_generator_is_left_alone() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    fit(model, batches, validation=batches_in_order(), config=CONFIG)
+    fit(model, Splits(batches, batches_in_order()), config=CONFIG)
     assert torch.equal(torch.rand(3), expected)
-
-
-def batches_in_order() -> TensorBatches:
-    return make_batches(shuffle=False)
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
@@ -110,7 +110,7 @@ def test_weights_that_overflow_in_the_last_step_are_noticed_and_not_kept(tmp_pat
     with pytest.raises(
         TrainingError, match=r"expected finite weights, got others in 0.running_var in epoch 1"
     ):
-        fit(model, batches, validation=batches, config=CONFIG, checkpoint=Checkpoint(path))
+        fit(model, Splits(batches, batches), config=CONFIG, checkpoint=Checkpoint(path))
     assert not path.exists()
 
 
@@ -128,13 +128,13 @@ def test_a_loss_that_is_not_finite_stops_the_training(value: float) -> None:
     with pytest.raises(
         TrainingError, match=r"expected a finite loss, got nan in epoch 1 at learning rate 0.05"
     ):
-        fit(make_model(), broken, validation=broken, config=CONFIG)
+        fit(make_model(), Splits(broken, broken), config=CONFIG)
 
 
 def test_no_batches_is_an_error() -> None:
     empty = TensorBatches(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), batch_size=4)
     with pytest.raises(TrainingError, match="at least one training batch"):
-        fit(make_model(), empty, validation=empty, config=CONFIG)
+        fit(make_model(), Splits(empty, empty), config=CONFIG)
 
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:

@@ -4,15 +4,17 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from equiscale._files import atomic_path
-from equiscale.data import Dataset, TensorBatches, load, normalize, random_rescale
+from equiscale.data import Dataset, DatasetInfo, TensorBatches, dataset_info, load, normalize, random_rescale
+from equiscale.data.augment import crop_flip_cutout
 from equiscale.data.loader import Transform
 from equiscale.errors import SettingError, TrainingError
 from equiscale.experiments import provenance
@@ -30,12 +32,31 @@ from equiscale.experiments.records import (
     write_record,
 )
 from equiscale.models import create_model
-from equiscale.models.mnist import MnistNetwork
-from equiscale.train import Checkpoint, EpochResult, TrainConfig, TrainState, derive_seed, evaluate, fit
+from equiscale.train import (
+    Checkpoint,
+    EpochResult,
+    Numerics,
+    OptimizerSettings,
+    Splits,
+    TrainConfig,
+    TrainState,
+    derive_seed,
+    evaluate,
+    fit,
+)
 from equiscale.train.loop import error_percent
 
+# Images of a batch in evaluation: so many, but of large ones not more than these pixels, as memory allows.
 _EVALUATION_BATCH = 256
+_EVALUATION_PIXELS = 2**20
+# A split that is larger stays in main memory, from where each batch moves to the device.
+_RESIDENT_BYTES = 8 * 2**30
+# MNIST-scale's, for data that give no edges of their own.
 _FACTOR_EDGES = np.linspace(0.3, 1.0, 15)
+# The published pad and cutout of 96 pixels are these fractions of the image's side.
+_PAD_FRACTION, _CUTOUT_FRACTION = 8, 3
+
+_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True)
@@ -98,6 +119,18 @@ def weights_path(folder: Path, settings: RunSettings) -> Path:
     return folder / settings.suite / "weights" / f"{settings.run_id}.safetensors"
 
 
+def check_network(settings: RunSettings) -> None:
+    """Build the network of a run and let it see one image of the data set's shape.
+
+    Raises:
+        ModelError: For an unknown network or override.
+        SettingError: If the network is not for such images, or the run has no split that it needs.
+    """
+    info = dataset_info(settings.dataset)
+    _check_splits(settings, info)
+    _build_network(settings, info)
+
+
 class _Run:
     """The parts of a run: data on the device, the network, and what was seen so far."""
 
@@ -105,17 +138,15 @@ class _Run:
         self.settings, self.options, self.started = settings, options, provenance.now()
         self.commit = provenance.commit()
         self.device = torch.device(options.device)
-        self.train_split, self.validation, self.test = (
-            self._load(split) for split in ("train", "val", "test")
-        )
+        info = dataset_info(settings.dataset)
+        _check_splits(settings, info)
+        self.network = _build_network(settings, info).to(self.device)
+        self.train_split, self.test = self._load("train"), self._load("test")
+        self.validation = self._load("val") if "val" in info.split_sizes else None
         _check_batches(len(self.train_split), settings.protocol.batch_size)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(settings.protocol.seed, "weights"))
-            network = create_model(settings.model, num_classes=self.train_split.num_classes)
-        if not isinstance(network, MnistNetwork):
-            raise SettingError(f"expected a network for 28×28 digits, got {settings.model!r}")
-        self.network = network.to(self.device)
+        self.config = _train_config(settings)
         self.history: list[EpochResult] = []
+        self.notes: list[str] = []
 
     def train(self, on_epoch: Callable[[EpochResult], None] | None) -> TrainState:
         """Train to the last epoch."""
@@ -125,13 +156,15 @@ class _Run:
             if on_epoch is not None:
                 on_epoch(result)
 
+        batch_size = self.settings.protocol.batch_size
         return fit(
             self.network,
-            self._batches(
-                self.train_split, self._transform(), self.settings.protocol.batch_size, shuffle=True
+            Splits(
+                train=self._batches(self.train_split, self._transform(), batch_size, shuffle=True),
+                validation=None if self.validation is None else self._batches(self.validation),
+                test=self._batches(self.test) if self.config.test_every else None,
             ),
-            validation=self._batches(self.validation),
-            config=_train_config(self.settings),
+            config=self.config,
             checkpoint=Checkpoint(
                 checkpoint_path(self.options.folder, self.settings),
                 belongs_to=f"{self.settings.run_id} on data {self.train_split.checksum}",
@@ -140,24 +173,34 @@ class _Run:
         )
 
     def finish(self, state: TrainState) -> RunRecord:
-        """Test the best epoch and write the weights and the pictures' arrays."""
+        """Test the epoch that was kept and write the weights and the pictures' arrays."""
         self.network.load_state_dict(state.best)
         begun = time.monotonic()
-        predictions, labels = evaluate(self.network, self._batches(self.test))
+        predictions, labels = evaluate(
+            self.network, self._batches(self.test), numerics=self.config.numerics
+        )
         seconds = time.monotonic() - begun
         self.network.cpu()
         test = TestRecord(
             epoch=state.best_epoch,
             error=error_percent(predictions, labels),
             predictions=encode_predictions(predictions.tolist()),
-            by_factor=_by_factor(self.test.factors, predictions != labels),
+            by_factor=_by_factor(self.test, predictions != labels),
         )
-        equivariance = layer_equivariance(self.network, self.test)
-        pictures = self._save_pictures(predictions)
         self._save_weights()
+        equivariance = self._unless_it_fails("equivariance", lambda: layer_equivariance(self.network, self.test))
+        pictures = self._unless_it_fails("pictures", lambda: self._save_pictures(predictions))
         return self.record(
-            test=test, test_seconds=seconds, equivariance=tuple(equivariance), inspection=pictures
+            test=test, test_seconds=seconds, equivariance=tuple(equivariance or ()), inspection=pictures
         )
+
+    def _unless_it_fails(self, what: str, make: Callable[[], _Made]) -> _Made | None:
+        """What is only looked at must not cost a finished training."""
+        try:
+            return make()
+        except Exception as error:  # noqa: BLE001 (a network of any kind; the record says what happened)
+            self.notes.append(f"no {what}: {type(error).__name__}: {error}")
+            return None
 
     def record(self, *, failure: str | None = None, test_seconds: float = 0.0, **results: Any) -> RunRecord:
         """The record of a finished run, or of a failed one."""
@@ -168,6 +211,7 @@ class _Run:
             parameters=sum(parameter.numel() for parameter in self.network.parameters()),
             data=self._data_record(),
             epochs=tuple(EpochRecord(**asdict(result)) for result in self.history),
+            notes=tuple(self.notes),
             provenance=self._provenance(test_seconds),
             **results,
         )
@@ -184,36 +228,50 @@ class _Run:
         self,
         split: Dataset,
         transform: Transform | None = None,
-        batch_size: int = _EVALUATION_BATCH,
+        batch_size: int | None = None,
         *,
         shuffle: bool = False,
     ) -> TensorBatches:
+        device = self.device if split.images.nbytes <= _RESIDENT_BYTES else split.images.device
         return TensorBatches(
-            split.images.to(self.device),
-            split.labels.to(self.device),
-            batch_size=batch_size,
+            split.images.to(device),
+            split.labels.to(device),
+            batch_size=batch_size or _evaluation_batch(split.info),
             transform=transform or self._normalized,
             shuffle=shuffle,
         )
 
     def _transform(self) -> Transform:
-        return self._augmented if self.settings.augment == "scale" else self._normalized
+        augmented = {"none": self._normalized, "scale": self._rescaled, "crop-flip-cutout": self._cropped}
+        return augmented[self.settings.augment]
 
     def _normalized(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return normalize(images, self.train_split.mean, self.train_split.std)
+        return normalize(images.to(self.device), self.train_split.mean, self.train_split.std)
 
-    def _augmented(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
-        if generator is None:
-            raise SettingError("expected a generator for the augmentation, got None")
+    def _rescaled(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         low, high = self.settings.protocol.augment_range
-        return self._normalized(random_rescale(images, low=low, high=high, generator=generator))
+        images = images.to(self.device)
+        return self._normalized(random_rescale(images, low=low, high=high, generator=_given(generator)))
+
+    def _cropped(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+        side = images.shape[-1]
+        return crop_flip_cutout(
+            images.to(self.device),
+            pad=side // _PAD_FRACTION,
+            crop=side,
+            cutout=side // _CUTOUT_FRACTION,
+            mean=self.train_split.mean,
+            std=self.train_split.std,
+            generator=_given(generator),
+        )
 
     def _data_record(self) -> DataRecord:
         return DataRecord(
             checksum=self.train_split.checksum,
             train=len(self.train_split),
-            validation=len(self.validation),
+            validation=0 if self.validation is None else len(self.validation),
             test=len(self.test),
+            train_factors=(self.train_split.factors.min().item(), self.train_split.factors.max().item()),
         )
 
     def _provenance(self, test_seconds: float) -> Provenance:
@@ -242,6 +300,34 @@ class _Run:
         return target.name
 
 
+def _build_network(settings: RunSettings, info: DatasetInfo) -> nn.Module:
+    """The network with the run's first weights, after it has seen one image."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(settings.protocol.seed, "weights"))
+        network = create_model(
+            settings.model,
+            num_classes=info.num_classes,
+            in_channels=info.image_shape[0],
+            **dict(settings.overrides),
+        )
+    expected = (1, info.num_classes)
+    try:
+        with torch.no_grad():
+            shape = tuple(network.eval()(torch.zeros(1, *info.image_shape)).shape)
+    except (RuntimeError, ValueError) as error:
+        raise SettingError(_misfit(settings, info, str(error))) from error
+    if shape != expected:
+        raise SettingError(_misfit(settings, info, f"it gives {shape} instead of {expected}"))
+    return network.train()
+
+
+def _misfit(settings: RunSettings, info: DatasetInfo, reason: str) -> str:
+    return (
+        f"expected a network for {info.image_shape} images of {settings.dataset}, got {settings.model!r}: "
+        f"{reason}; choose another network or other data"
+    )
+
+
 def _train_config(settings: RunSettings) -> TrainConfig:
     protocol = settings.protocol
     return TrainConfig(
@@ -250,7 +336,29 @@ def _train_config(settings: RunSettings) -> TrainConfig:
         lr_steps=protocol.lr_steps,
         lr_gamma=protocol.lr_gamma,
         seed=protocol.seed,
+        optimizer=OptimizerSettings(
+            protocol.optimizer, protocol.momentum, protocol.nesterov, protocol.weight_decay
+        ),
+        numerics=Numerics(protocol.precision, protocol.channels_last),
+        accumulate=protocol.accumulate,
+        ema_decay=protocol.ema_decay,
+        select=protocol.select,
+        test_every=protocol.test_every,
     )
+
+
+def _check_splits(settings: RunSettings, info: DatasetInfo) -> None:
+    if settings.protocol.select == "best-validation" and "val" not in info.split_sizes:
+        raise SettingError(
+            f"expected data with a validation split to select the best epoch, got {settings.dataset}, which "
+            "has none; test the last epoch with select = \"last\""
+        )
+    height, width = info.image_shape[1:]
+    if settings.augment == "crop-flip-cutout" and height != width:
+        raise SettingError(
+            f"expected square images for the augmentation crop-flip-cutout, got {height}×{width} in "
+            f"{settings.dataset}; use augment = \"none\""
+        )
 
 
 def _check_batches(images: int, batch_size: int) -> None:
@@ -261,13 +369,28 @@ def _check_batches(images: int, batch_size: int) -> None:
         )
 
 
-def _by_factor(factors: Tensor, wrong: Tensor) -> FactorErrors:
+def _given(generator: torch.Generator | None) -> torch.Generator:
+    if generator is None:
+        raise SettingError("expected a generator for the augmentation, got None")
+    return generator
+
+
+def _evaluation_batch(info: DatasetInfo) -> int:
+    pixels = info.image_shape[1] * info.image_shape[2]
+    return max(1, min(_EVALUATION_BATCH, _EVALUATION_PIXELS // pixels))
+
+
+def _by_factor(test: Dataset, wrong: Tensor) -> FactorErrors | None:
     """Mistakes in bins of the scaling factor; the outermost bins take what rounding puts outside."""
-    inside = factors.numpy().clip(_FACTOR_EDGES[0], _FACTOR_EDGES[-1])
-    images, _ = np.histogram(inside, _FACTOR_EDGES)
-    mistakes, _ = np.histogram(inside[wrong.numpy()], _FACTOR_EDGES)
+    factors, own = test.factors.numpy(), test.info.factor_edges
+    if own is None and bool((factors == factors[:1]).all()):
+        return None
+    edges: NDArray[np.float64] = _FACTOR_EDGES if own is None else np.array(own)
+    inside = factors.clip(edges[0], edges[-1])
+    images, _ = np.histogram(inside, edges)
+    mistakes, _ = np.histogram(inside[wrong.numpy()], edges)
     return FactorErrors(
-        edges=tuple(_FACTOR_EDGES.round(3).tolist()),
+        edges=tuple(edges.round(3).tolist()),
         images=tuple(images.tolist()),
         mistakes=tuple(mistakes.tolist()),
     )

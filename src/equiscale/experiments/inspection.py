@@ -1,114 +1,208 @@
-"""What a trained network looks like: filters, features of a digit at three sizes, equivariance."""
+"""What a trained network looks like: filters, features of an image at three sizes, equivariance."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
 
 from equiscale.data import Dataset, normalize
-from equiscale.errors import SettingError
+from equiscale.errors import EquiscaleError, ShapeError
 from equiscale.experiments.records import LayerEquivariance
 from equiscale.functional import synthesize_filters
 from equiscale.functional.rescale import rescale
-from equiscale.models.mnist import MnistNetwork
 from equiscale.nn import SteerableConv2d
+from equiscale.scales import ScaleGrid
 from equiscale.testing import equivariance_error
 
 _FILTERS = 8
+_LAYERS = 6
 _SAMPLES = 24
+# Images that are compared for the equivariance error: so many pixels, but not more images than these.
+_PROBE_PIXELS = 2**17
 _PROBES = 32
-# The factor between the sizes of a probe digit where the network has no scale grid of its own.
+# The factor between the sizes of a probe image where the network has no scale grid of its own.
 _PLAIN_STEP = 1.5
+# What the .npz beside a record may hold: pictures of this side, samples of so many bytes.
+_LONGEST_SIDE = 56
+_SAMPLE_BYTES = 96 * 2**10
 
 Arrays = dict[str, NDArray[np.generic]]
 
 
 @torch.no_grad()
-def inspect_network(network: MnistNetwork, test: Dataset, predictions: Tensor) -> Arrays:
+def inspect_network(network: nn.Module, test: Dataset, predictions: Tensor) -> Arrays:
     """The arrays behind the report's pictures, small enough to keep beside a record.
 
+    At most six convolutions are shown, evenly chosen; large pictures are reduced. Convolutions without
+    a filter for every scale of their output are left out.
+
     Returns:
-        ``samples``, ``sample_labels``, ``sample_predictions``, ``sample_factors``; for every
-        convolution ``filters/NAME`` ``(n, S, K, K)``, ``filter_scales/NAME`` ``(S,)`` and
-        ``features/NAME`` ``(3, S, H, W)`` for the digit ``feature_inputs`` at the sizes
-        ``feature_factors``.
+        ``samples`` ``(N, H, W)``, for colour images ``(N, 3, H, W)``, with ``sample_labels``,
+        ``sample_predictions`` and ``sample_factors``; for every convolution ``filters/NAME``
+        ``(n, S, K, K)``, ``filter_scales/NAME`` ``(S,)`` and ``features/NAME`` ``(3, S, H, W)`` for the
+        image ``feature_inputs`` ``(3, H, W)`` at the sizes ``feature_factors``.
     """
-    arrays: Arrays = {
-        "samples": test.images[:_SAMPLES, 0].numpy(),
-        "sample_labels": test.labels[:_SAMPLES].numpy(),
-        "sample_predictions": predictions[:_SAMPLES].numpy(),
-        "sample_factors": test.factors[:_SAMPLES].numpy(),
-    }
+    arrays = _samples(test, predictions)
     step = _scale_step(network)
     factors = torch.tensor([step**-2, step**-1, 1.0], dtype=torch.float64)
-    digit = test.images[int(test.factors.argmax())].float()  # (1, H, W)
-    sizes = rescale(digit.expand(3, -1, -1, -1), factors).round().clamp(0, 255)
-    arrays["feature_inputs"], arrays["feature_factors"] = sizes[:, 0].byte().numpy(), factors.numpy()
-    for name, conv, prefix in _convolutions(network, test):
-        filters, scales = _filters(conv)
-        arrays[f"filters/{name}"], arrays[f"filter_scales/{name}"] = _half(filters), scales
-        arrays[f"features/{name}"] = _half(_strongest_channel(prefix(sizes / 255)))
+    image = test.images[int(test.factors.argmax())].float()  # (C, H, W)
+    sizes = rescale(image.expand(3, -1, -1, -1), factors).round().clamp(0, 255)
+    arrays["feature_inputs"] = _small(sizes.mean(1)).round().byte().numpy()
+    arrays["feature_factors"] = factors.numpy()
+    for layer in _convolutions(network):
+        arrays |= _layer_arrays(layer, _Upto(network, layer.module, test), sizes / 255)
     return arrays
 
 
-def layer_equivariance(network: MnistNetwork, test: Dataset) -> list[LayerEquivariance]:
-    """The relative equivariance error of the features behind every convolution.
+def layer_equivariance(network: nn.Module, test: Dataset) -> list[LayerEquivariance]:
+    """The relative equivariance error of the features behind at most six convolutions.
 
-    The largest test digits are shrunk by the network's own scale step, so that they stay inside the
-    image; the error of a layer includes that of all layers before it. Layers whose features are all
-    zero are left out.
+    The test images with the largest objects are shrunk by the network's own scale step, so that they
+    stay inside the image; the error of a layer includes that of all layers before it. Layers whose
+    features have no such error, because they are all zero or lie on no geometric grid, are left out.
     """
-    largest = test.factors.argsort(descending=True)[:_PROBES]
+    pixels = test.images[0, 0].numel()
+    largest = test.factors.argsort(descending=True)[: min(_PROBES, max(4, _PROBE_PIXELS // pixels))]
     images = test.images[largest].float() / 255
     factor = 1 / _scale_step(network)
     measured = []
-    for name, conv, prefix in _convolutions(network, test):
+    for layer in _convolutions(network):
+        prefix = _Upto(network, layer.module, test)
         try:
-            report = equivariance_error(prefix, images, [factor], grid=getattr(conv, "grid", None))
-        except SettingError:  # a dead layer, whose features are zero, has no relative error
+            report = equivariance_error(prefix, images, [factor], grid=_grid(layer.module))
+        except EquiscaleError:
             continue
-        measured.append(LayerEquivariance(layer=name, factor=factor, error=report.worst))
+        measured.append(LayerEquivariance(layer=layer.name, factor=factor, error=report.worst))
     return measured
 
 
-class _Input(nn.Module):
-    """What stands in front of a trunk: normalisation, and the upsampling of the 56×56 networks."""
+@dataclass(frozen=True)
+class _Layer:
+    name: str
+    module: nn.Module
 
-    def __init__(self, test: Dataset, upsample: int) -> None:
+
+def _layer_arrays(layer: _Layer, prefix: nn.Module, images: Tensor) -> Arrays:
+    """Filters and features of one layer; nothing where they cannot be drawn beside each other."""
+    drawn = _filters(layer.module)
+    if drawn is None:
+        return {}
+    try:
+        features = _strongest_channel(prefix(images))
+    except EquiscaleError:
+        return {}
+    filters, scales = drawn
+    if features.shape[1] != len(scales):
+        return {}
+    return {
+        f"filters/{layer.name}": _half(filters),
+        f"filter_scales/{layer.name}": scales,
+        f"features/{layer.name}": _half(_small(features)),
+    }
+
+
+class _Upto(nn.Module):
+    """The network from images in 0…1 up to and with one of its layers, where that is used first."""
+
+    class _ReachedError(Exception):
+        pass
+
+    def __init__(self, network: nn.Module, layer: nn.Module, test: Dataset) -> None:
         super().__init__()
-        self.mean, self.std, self.upsample = test.mean, test.std, upsample
+        self.network, self.layer, self.mean, self.std = network.eval(), layer, test.mean, test.std
 
     def forward(self, images: Tensor) -> Tensor:
-        images = normalize(images * 255, self.mean, self.std)
-        return torch.nn.functional.interpolate(images, scale_factor=self.upsample, mode="nearest")
+        outputs: list[object] = []
+
+        def stop(_: nn.Module, __: object, output: object) -> None:
+            outputs.append(output)
+            raise self._ReachedError
+
+        handle = self.layer.register_forward_hook(stop)
+        try:
+            self.network(normalize(images * 255, self.mean, self.std))
+        except self._ReachedError:
+            pass
+        finally:
+            handle.remove()
+        output = next(iter(outputs), None)
+        if not isinstance(output, Tensor) or output.ndim not in (4, 5):
+            raise ShapeError(
+                f"expected the layer to give an image or a scale map, got {type(output).__name__}"
+            )
+        return output
 
 
-def _convolutions(
-    network: MnistNetwork, test: Dataset
-) -> Iterator[tuple[str, nn.Conv2d | SteerableConv2d, nn.Module]]:
-    """Name, convolution, and the network from images in 0…1 up to and with it."""
-    network.eval()
-    front = _Input(test, network.settings.upsample)
-    layers = list(network.main)
-    for index, layer in enumerate(layers):
-        if isinstance(layer, nn.Conv2d | SteerableConv2d):
-            yield f"main.{index}", layer, nn.Sequential(front, *layers[: index + 1])
+def _convolutions(network: nn.Module) -> list[_Layer]:
+    """At most six of the network's convolutions, evenly chosen, the first and the last among them."""
+    found = list(_walk(network, ""))
+    if len(found) <= _LAYERS:
+        return found
+    return [found[round(index)] for index in np.linspace(0, len(found) - 1, _LAYERS)]
 
 
-def _scale_step(network: MnistNetwork) -> float:
-    grids = [layer.grid for layer in network.main if isinstance(layer, SteerableConv2d)]
-    return (grids[0].step if grids else None) or _PLAIN_STEP
+def _walk(module: nn.Module, name: str) -> Iterator[_Layer]:
+    """The outermost modules that convolve, in the order of the network."""
+    if _is_convolution(module):
+        yield _Layer(name, module)
+        return
+    for child_name, child in module.named_children():
+        yield from _walk(child, f"{name}.{child_name}".lstrip("."))
 
 
-def _filters(conv: nn.Conv2d | SteerableConv2d) -> tuple[Tensor, NDArray[np.float64]]:
+def _is_convolution(module: nn.Module) -> bool:
+    """An ordinary convolution that sees neighbours, or a layer with weights on a scale grid."""
+    if isinstance(module, nn.Conv2d):
+        return max(module.kernel_size) > 1
+    return _grid(module) is not None and next(module.parameters(recurse=False), None) is not None
+
+
+def _grid(module: nn.Module) -> ScaleGrid | None:
+    grid = getattr(module, "grid", None)
+    return grid if isinstance(grid, ScaleGrid) else None
+
+
+def _scale_step(network: nn.Module) -> float:
+    grids = (_grid(layer.module) for layer in _walk(network, ""))
+    first = next((grid for grid in grids if grid is not None), None)
+    return (first.step if first is not None else None) or _PLAIN_STEP
+
+
+def _filters(conv: nn.Module) -> tuple[Tensor, NDArray[np.float64]] | None:
     """Filters (n, S, K, K) between the first input channel and the first outputs, and their scales."""
-    if isinstance(conv, SteerableConv2d):
-        weight = conv.weight[:_FILTERS, 0]
-        weight = weight[:, 0] if weight.ndim == 3 else weight  # (n, N, F): the filter's own scale
-        return synthesize_filters(weight, conv.basis), np.array(conv.grid.values)
-    return conv.weight[:_FILTERS, :1], np.ones(1)
+    if isinstance(conv, nn.Conv2d):
+        return conv.weight[:_FILTERS, :1], np.ones(1)
+    if not isinstance(conv, SteerableConv2d) or not isinstance(getattr(conv, "weight", None), Tensor):
+        return None
+    weight = conv.weight[:_FILTERS, 0]
+    weight = weight[:, 0] if weight.ndim == 3 else weight  # (n, N, F): the filter's own scale
+    return synthesize_filters(weight, conv.basis), np.array(conv.grid.values)
+
+
+def _samples(test: Dataset, predictions: Tensor) -> Arrays:
+    """The first test images as thumbnails, with what is true and what was predicted."""
+    images = _small(test.images[:_SAMPLES].float()).round().byte()
+    count = max(1, min(len(images), _SAMPLE_BYTES // images[0].numel()))
+    return {
+        "samples": (images[:count, 0] if images.shape[1] == 1 else images[:count]).numpy(),
+        "sample_labels": test.labels[:count].numpy(),
+        "sample_predictions": predictions[:count].numpy(),
+        "sample_factors": test.factors[:count].numpy(),
+    }
+
+
+def _small(pictures: Tensor) -> Tensor:
+    """Pictures (..., H, W) whose longer side is at most the longest, by averaging whole squares."""
+    ratio = -(-max(pictures.shape[-2:]) // _LONGEST_SIDE)
+    if ratio == 1:
+        return pictures
+    leading = pictures.shape[:-2]
+    reduced = avg_pool2d(pictures.reshape(-1, 1, *pictures.shape[-2:]), ratio, ceil_mode=True)
+    return reduced.reshape(*leading, *reduced.shape[-2:])
 
 
 def _strongest_channel(features: Tensor) -> Tensor:

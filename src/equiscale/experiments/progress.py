@@ -17,6 +17,7 @@ from rich.progress import (
 from equiscale.experiments.execute import RunOptions
 from equiscale.experiments.records import RunSettings
 from equiscale.experiments.runner import RunEvent, run_sweep
+from equiscale.train import EpochResult
 
 
 def reproduce_with_progress(runs: Sequence[RunSettings], options: RunOptions, *, jobs: int) -> list[RunEvent]:
@@ -54,8 +55,7 @@ class _Display:
                 _label(settings), total=settings.protocol.epochs, note="starting"
             )
         elif event.epoch is not None:
-            note = f"{event.epoch.validation_error:.1f} %"
-            self.progress.update(self.bars[settings], advance=1, note=note)
+            self.progress.update(self.bars[settings], advance=1, note=_note(event.epoch))
             self.progress.advance(self.overall)
         else:
             self._end(event)
@@ -74,9 +74,17 @@ class _Display:
         )
 
 
+def _note(epoch: EpochResult) -> str:
+    """The error nearest to the one that counts."""
+    measured = (epoch.validation_error, epoch.test_error, epoch.train_error)
+    return f"{next(error for error in measured if error is not None):.1f} %"
+
+
 def _label(settings: RunSettings) -> str:
     plus = "+" if settings.augment == "scale" else " "
-    return f"{settings.model + plus:21} r{settings.realisation}"
+    # A suite of one data set is called after it.
+    where = "" if settings.dataset == settings.suite else f" {settings.dataset}"
+    return f"{settings.model + plus:21}{escape(where)} r{settings.realisation}"
 
 
 def _progress_bars(console: Console) -> Progress:

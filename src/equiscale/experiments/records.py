@@ -13,12 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from equiscale._files import atomic_path
 from equiscale.errors import RecordError
-from equiscale.experiments.spec import Augmentation, Protocol
+from equiscale.experiments.spec import Augmentation, Overrides, Protocol, Treatment
 
 SCHEMA_VERSION: Literal[1] = 1
 _ID_DIGITS = 8
 _MAX_RECORD_BYTES = 32 * 2**20
 _MAX_PREDICTIONS = 10**7
+_WIDE = "uint16:"  # no character of base64 is a colon
 
 
 class _Frozen(BaseModel):
@@ -34,6 +35,12 @@ class RunSettings(_Frozen):
     augment: Augmentation
     realisation: int
     protocol: Protocol
+    overrides: Overrides = ()
+
+    @property
+    def treatment(self) -> Treatment:
+        """What is trained on what, whatever the realisation and the protocol."""
+        return Treatment(self.model, self.overrides, self.augment, self.dataset)
 
     @property
     def run_id(self) -> str:
@@ -47,23 +54,33 @@ class RunSettings(_Frozen):
 
 
 class EpochRecord(_Frozen):
-    """One epoch; errors in percent."""
+    """One epoch; errors in percent, None where not measured."""
 
     epoch: int
     learning_rate: float
     train_loss: float
     train_error: float
-    validation_error: float
+    validation_error: float | None
     seconds: float
+    test_error: float | None = None
 
 
 class DataRecord(_Frozen):
-    """The data of a run: checksum of the realisation's arrays, and images a split."""
+    """The data of a run.
+
+    Args:
+        checksum: Of the realisation's arrays.
+        train: Images of the training split.
+        validation: Of the validation split, 0 without one.
+        test: Of the test split.
+        train_factors: The smallest and the largest scale factor that was trained; None where not recorded.
+    """
 
     checksum: str
     train: int
     validation: int
     test: int
+    train_factors: tuple[float, float] | None = None
 
 
 class FactorErrors(_Frozen):
@@ -83,13 +100,13 @@ class LayerEquivariance(_Frozen):
 
 
 class TestRecord(_Frozen):
-    """The best validation epoch on the test split.
+    """The selected epoch on the test split.
 
     Args:
         epoch: The epoch that was tested, counted from 1.
         error: Percent of mistakes.
         predictions: The predicted class of every test image, see `encode_predictions`.
-        by_factor: Mistakes by the image's scaling factor.
+        by_factor: Mistakes by the image's scaling factor; None where all images have the same.
     """
 
     __test__ = False  # not a test case, whatever its name says
@@ -97,7 +114,7 @@ class TestRecord(_Frozen):
     epoch: int
     error: float
     predictions: str
-    by_factor: FactorErrors
+    by_factor: FactorErrors | None = None
 
 
 class Provenance(_Frozen):
@@ -126,6 +143,7 @@ class RunRecord(_Frozen):
         test: The result; None for a failed run.
         equivariance: Errors of the trained layers.
         inspection: Name of the .npz beside the record with filters, features and samples.
+        notes: What went wrong without harm to the result, for example a picture that was left out.
         provenance: Versions, machine, commit and times.
     """
 
@@ -139,33 +157,40 @@ class RunRecord(_Frozen):
     test: TestRecord | None = None
     equivariance: tuple[LayerEquivariance, ...] = ()
     inspection: str | None = None
+    notes: tuple[str, ...] = ()
     provenance: Provenance
 
 
 def encode_predictions(predictions: Sequence[int] | NDArray[np.integer]) -> str:
-    """Classes 0 … 255 as base64 of zlib of one byte an image.
+    """Classes 0 … 65535 as base64 of zlib of one byte an image, or of two where a class is above 255.
 
     Example:
         >>> decode_predictions(encode_predictions([3, 1, 4])).tolist()
         [3, 1, 4]
     """
-    return base64.b64encode(zlib.compress(np.asarray(predictions, dtype=np.uint8).tobytes(), 9)).decode()
+    classes = np.asarray(predictions)
+    wide = bool((classes > np.iinfo(np.uint8).max).any())
+    raw = classes.astype("<u2" if wide else "u1").tobytes()
+    return _WIDE * wide + base64.b64encode(zlib.compress(raw, 9)).decode()
 
 
-def decode_predictions(encoded: str) -> NDArray[np.uint8]:
+def decode_predictions(encoded: str) -> NDArray[np.uint8 | np.uint16]:
     """The inverse of `encode_predictions`.
 
     Raises:
         RecordError: If the text is damaged or unreasonably long.
     """
+    wide = encoded.startswith(_WIDE)
+    limit = _MAX_PREDICTIONS * (1 + wide)
     try:
         inflater = zlib.decompressobj()
-        raw = inflater.decompress(base64.b64decode(encoded, validate=True), _MAX_PREDICTIONS)
+        text = encoded.removeprefix(_WIDE)
+        raw = inflater.decompress(base64.b64decode(text, validate=True), limit)
     except (ValueError, zlib.error) as error:
         raise RecordError(f"expected predictions as base64 of zlib, got damaged text: {error}") from error
-    if inflater.unconsumed_tail or not inflater.eof:
+    if inflater.unconsumed_tail or not inflater.eof or len(raw) % (1 + wide):
         raise RecordError(f"expected at most {_MAX_PREDICTIONS} complete predictions, got more or a cut text")
-    return np.frombuffer(raw, dtype=np.uint8)
+    return np.frombuffer(raw, dtype="<u2" if wide else "u1")
 
 
 def record_path(folder: Path, settings: RunSettings) -> Path:

@@ -14,9 +14,8 @@ import torch
 from equiscale._machine import available_cores
 from equiscale.data import load
 from equiscale.errors import SettingError
-from equiscale.experiments.execute import RunOptions, checkpoint_path, execute_run
+from equiscale.experiments.execute import RunOptions, check_network, checkpoint_path, execute_run
 from equiscale.experiments.records import RunSettings, read_record, record_path
-from equiscale.models import model_entry
 from equiscale.train import EpochResult
 
 
@@ -39,22 +38,23 @@ def prepare_options(
     jobs: int,
     resume: bool,
 ) -> tuple[RunOptions, int]:
-    """Check device and data before any work starts, and decide how many runs go side by side.
+    """Check device, networks and data before any work starts; decide how many runs go side by side.
 
     Returns:
         The options, and the number of jobs.
 
     Raises:
-        SettingError: For an unknown or missing device, or a negative number of jobs.
-        ModelError: For an unknown model.
+        SettingError: For an unknown or missing device, a negative number of jobs, or a network that is
+            not for the images of its data set.
+        ModelError: For an unknown model or override.
         DataError: If the data of a run are missing or damaged.
         OSError: If the results folder cannot be written.
     """
     if jobs < 0:
         raise SettingError(f"expected 0 jobs (automatic) or more, got {jobs}")
     chosen = _check_device(device)
-    for model in dict.fromkeys(run.model for run in runs):
-        model_entry(model)
+    for run in {(run.treatment, run.protocol): run for run in runs}.values():
+        check_network(run)
     for dataset, realisation in dict.fromkeys((run.dataset, run.realisation) for run in runs):
         load(dataset, split="test", realisation=realisation, root=data_root)
     _check_writable(folder)

@@ -3,16 +3,43 @@
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from equiscale.errors import SettingError
 
-Augmentation = Literal["none", "scale"]
-AUGMENTATIONS: tuple[Augmentation, ...] = ("none", "scale")
+Augmentation = Literal["none", "scale", "crop-flip-cutout"]
+AUGMENTATIONS: tuple[Augmentation, ...] = ("none", "scale", "crop-flip-cutout")
 
 PositiveInt = Annotated[int, Field(ge=1)]
+
+
+def _sorted_pairs(overrides: object) -> object:
+    return tuple(sorted(overrides.items())) if isinstance(overrides, dict) else overrides
+
+
+Scalar: TypeAlias = bool | int | float | str
+Overrides = Annotated[
+    tuple[tuple[str, Scalar | tuple[Scalar, ...]], ...],  # pairs, because settings are keys of dictionaries
+    BeforeValidator(_sorted_pairs),
+]
+
+
+class Treatment(NamedTuple):
+    """What is trained on what: runs that differ in the realisation or the protocol alone share it.
+
+    Args:
+        model: The network.
+        overrides: Settings of the network that are replaced.
+        augment: The augmentation.
+        dataset: The data set.
+    """
+
+    model: str
+    overrides: Overrides
+    augment: Augmentation
+    dataset: str
 
 
 class _Frozen(BaseModel):
@@ -25,11 +52,21 @@ class Protocol(_Frozen):
     Args:
         epochs: Passes over the training split.
         batch_size: Images a step.
-        learning_rate: Of Adam, at the start.
+        learning_rate: At the start.
         lr_steps: Epochs after which the learning rate is multiplied by ``lr_gamma``.
         lr_gamma: The factor.
         augment_range: Smallest and largest factor of the "scale" augmentation.
         seed: Of the weights, the order of the batches, dropout and augmentation.
+        optimizer: "adam", or "sgd" with momentum.
+        momentum: Of SGD.
+        nesterov: Whether SGD's momentum is Nesterov's.
+        weight_decay: λ: λ·w is added to the gradient of every weight w.
+        accumulate: Parts into which each batch is cut to save memory.
+        precision: "bfloat16" for autocast in the forward pass; the weights are float32.
+        channels_last: Whether images lie in memory with their channels last.
+        ema_decay: Test a moving average of the weights; None: the weights themselves.
+        select: Which epoch is tested: the best one on the validation split, or the last.
+        test_every: Measure the test error after each so many epochs too, for the record alone.
     """
 
     epochs: PositiveInt
@@ -39,6 +76,17 @@ class Protocol(_Frozen):
     lr_gamma: Annotated[float, Field(gt=0)]
     augment_range: tuple[float, float] = (0.5, 2.0)
     seed: int = 0
+    # The defaults are the published MNIST-scale protocol's, and part of the identity of its records.
+    optimizer: Literal["adam", "sgd"] = "adam"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = True
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    accumulate: PositiveInt = 1
+    precision: Literal["float32", "bfloat16"] = "float32"
+    channels_last: bool = False
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = None
+    select: Literal["best-validation", "last"] = "best-validation"
+    test_every: PositiveInt | None = None
 
     @model_validator(mode="after")
     def _ranges_increase(self) -> "Protocol":
@@ -47,6 +95,16 @@ class Protocol(_Frozen):
             raise ValueError(f"augment_range must be 0 < low <= high, got {low} and {high}")
         if list(self.lr_steps) != sorted(self.lr_steps):
             raise ValueError(f"lr_steps must increase, got {list(self.lr_steps)}")
+        return self
+
+    @model_validator(mode="after")
+    def _settings_fit_each_other(self) -> "Protocol":
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"accumulate must divide batch_size, got {self.accumulate} and {self.batch_size}"
+            )
+        if self.optimizer == "sgd" and self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs a positive momentum, got 0; set nesterov = false for plain SGD")
         return self
 
     def cut(self, epochs: int) -> "Protocol":
@@ -74,11 +132,21 @@ class Claim(_Frozen):
 
 
 class Cell(_Frozen):
-    """One cell of the table: which network with which augmentation, and what was claimed."""
+    """One cell of the table: which network with which augmentation, and what was claimed.
+
+    Args:
+        model: The network.
+        augment: The augmentation.
+        claims: The published numbers.
+        dataset: The data set; None: the suite's.
+        overrides: Settings of the network to replace, for example ``{ depth = 10 }``.
+    """
 
     model: str
     augment: Augmentation
     claims: tuple[Claim, ...] = ()
+    dataset: str | None = None
+    overrides: Overrides = ()
 
     @property
     def claim(self) -> Claim | None:
@@ -99,8 +167,8 @@ class Suite(_Frozen):
     Args:
         name: What the command line calls it.
         title: Heading of the table.
-        dataset: The data set's name.
-        realisations: Realisations of the data set that are averaged.
+        dataset: The data set of the cells that name none.
+        realisations: Realisations of the data sets that are averaged.
         columns: The columns' names, in order.
         sources: The documents behind the claims, under their short names.
         left_open: What the published description leaves open, and what is done here.
@@ -130,15 +198,33 @@ class Suite(_Frozen):
         return self
 
     @property
+    def cells(self) -> tuple[Cell, ...]:
+        """All cells, row by row."""
+        return tuple(cell for method in self.methods for cell in method.cells.values())
+
+    def treatment(self, cell: Cell) -> Treatment:
+        """What a cell trains on what."""
+        return Treatment(cell.model, cell.overrides, cell.augment, cell.dataset or self.dataset)
+
+    @property
+    def treatments(self) -> tuple[Treatment, ...]:
+        """What the table shows, each once, row by row."""
+        return tuple(dict.fromkeys(map(self.treatment, self.cells)))
+
+    @property
     def models(self) -> tuple[str, ...]:
         """Every network of the table once, in the order of the rows."""
-        cells = (cell.model for method in self.methods for cell in method.cells.values())
-        return tuple(dict.fromkeys(cells))
+        return tuple(dict.fromkeys(cell.model for cell in self.cells))
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """Every data set of the table once, in the order of the rows."""
+        return tuple(dict.fromkeys(treatment.dataset for treatment in self.treatments))
 
     @property
     def augmentations(self) -> tuple[Augmentation, ...]:
         """The augmentations that the table's columns use."""
-        used = {cell.augment for method in self.methods for cell in method.cells.values()}
+        used = {cell.augment for cell in self.cells}
         return tuple(augment for augment in AUGMENTATIONS if augment in used)
 
 

@@ -1,19 +1,25 @@
 """Training a module on batches, with exact resumption; knows neither models nor data sets."""
 
+from equiscale.train.average import WeightAverage, weights_of
 from equiscale.train.checkpoint import load_checkpoint, save_checkpoint
-from equiscale.train.config import TrainConfig
-from equiscale.train.loop import Batches, Checkpoint, EpochResult, TrainState, evaluate, fit
+from equiscale.train.config import Numerics, OptimizerSettings, TrainConfig
+from equiscale.train.loop import Batches, Checkpoint, EpochResult, Splits, TrainState, evaluate, fit
 from equiscale.train.seeding import derive_seed
 
 __all__ = [
     "Batches",
     "Checkpoint",
     "EpochResult",
+    "Numerics",
+    "OptimizerSettings",
+    "Splits",
     "TrainConfig",
     "TrainState",
+    "WeightAverage",
     "derive_seed",
     "evaluate",
     "fit",
     "load_checkpoint",
     "save_checkpoint",
+    "weights_of",
 ]

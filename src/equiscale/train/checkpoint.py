@@ -67,18 +67,31 @@ def load_checkpoint(path: Path, *, identity: str) -> tuple[dict[str, dict[str, T
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as ``index/name`` tensors."""
+    """The optimiser's state as ``index/name`` tensors; what is None, as plain SGD's momentum, is left out."""
     state = optimizer.state_dict()["state"]
-    return {f"{index}/{name}": value for index, entry in state.items() for name, value in entry.items()}
+    return {
+        f"{index}/{name}": value
+        for index, entry in state.items()
+        for name, value in entry.items()
+        if isinstance(value, Tensor)
+    }
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """The inverse of `optimizer_tensors`, for an optimiser of the same parameters."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split("/")
-        state.setdefault(int(index), {})[name] = value
+        state.setdefault(int(index), {})[name] = _laid_out_as(parameters[int(index)], value)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
+    """The file holds contiguous tensors; the optimiser had them in the memory layout of the parameter."""
+    if value.shape != parameter.shape:
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value).detach()
 
 
 def _regroup(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -1,14 +1,113 @@
 """The settings of a training."""
 
 from bisect import bisect_right
-from dataclasses import dataclass
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor, nn
 
 from equiscale.errors import SettingError
+
+OptimizerName: TypeAlias = Literal["adam", "sgd"]
+Precision: TypeAlias = Literal["float32", "bfloat16"]
+Select: TypeAlias = Literal["best-validation", "last"]
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """Which optimiser; its learning rate is the schedule's.
+
+    Args:
+        name: "adam", or "sgd" with momentum.
+        momentum: Of SGD.
+        nesterov: Whether SGD's momentum is Nesterov's.
+        weight_decay: λ: λ·w is added to the gradient of every weight w.
+
+    Raises:
+        SettingError: For a value outside its legal range.
+
+    Example:
+        >>> OptimizerSettings("sgd", weight_decay=5e-4).build(nn.Linear(2, 2), 0.1).defaults["nesterov"]
+        True
+    """
+
+    name: OptimizerName = "adam"
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_choice("optimizer", self.name, get_args(OptimizerName))
+        if not 0 <= self.momentum < 1:
+            raise SettingError(f"expected a momentum in [0, 1), got {self.momentum}")
+        if not self.weight_decay >= 0:
+            raise SettingError(f"expected a weight_decay of at least 0, got {self.weight_decay}")
+        if self.name == "sgd" and self.nesterov and self.momentum == 0:
+            raise SettingError(
+                "expected a positive momentum with nesterov=True, got 0; set nesterov = false for plain SGD"
+            )
+
+    def build(self, model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+        """The optimiser of the module's parameters."""
+        if self.name == "adam":
+            return torch.optim.Adam(model.parameters(), learning_rate, weight_decay=self.weight_decay)
+        return torch.optim.SGD(
+            model.parameters(),
+            learning_rate,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            weight_decay=self.weight_decay,
+        )
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """How the forward pass computes; weights, gradients and the loss are always of the module's dtype.
+
+    Args:
+        precision: "bfloat16" for autocast, which rounds the operands of convolutions and products.
+        channels_last: Whether images and the weights of ordinary convolutions lie in memory with their
+            channels last. The numbers are the same but for rounding.
+
+    Raises:
+        SettingError: For an unknown precision.
+    """
+
+    precision: Precision = "float32"
+    channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        _check_choice("precision", self.precision, get_args(Precision))
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        """The context of a forward pass."""
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+
+    def logits(self, model: nn.Module, images: Tensor) -> Tensor:
+        """The module's output for images, in single precision at least."""
+        if self.channels_last and images.ndim == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with self.autocast(images.device):
+            logits: Tensor = model(images)
+        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+    def prepare(self, model: nn.Module) -> None:
+        """Lay out the module's weights as the images."""
+        # Only ordinary convolutions: other layers' tensors of four axes are no images' filters.
+        if self.channels_last:
+            for module in model.modules():
+                if isinstance(module, nn.Conv2d):
+                    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Adam with a stepped learning rate.
+    """An optimiser with a stepped learning rate, and what of the training is kept.
 
     Args:
         epochs: Passes over the training batches.
@@ -16,6 +115,14 @@ class TrainConfig:
         lr_steps: Epochs after which the rate is multiplied by ``lr_gamma``, increasing.
         lr_gamma: The factor.
         seed: Of the order of batches, augmentation and dropout.
+        optimizer: The optimiser.
+        numerics: Precision and layout of the forward pass.
+        accumulate: Parts into which each batch is cut to save memory. The gradient is that of the
+            whole batch's mean loss; batch norm sees the parts.
+        ema_decay: Evaluate and keep an exponential moving average of the weights, see
+            `equiscale.train.average.WeightAverage`; None: the weights themselves.
+        select: Which epoch's weights are kept: the first one of the least validation error, or the last.
+        test_every: Measure the test error after each so many epochs, for the history alone; None: never.
 
     Raises:
         SettingError: For a value outside its legal range.
@@ -31,6 +138,12 @@ class TrainConfig:
     lr_steps: tuple[int, ...] = ()
     lr_gamma: float = 0.1
     seed: int = 0
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    numerics: Numerics = field(default_factory=Numerics)
+    accumulate: int = 1
+    ema_decay: float | None = None
+    select: Select = "best-validation"
+    test_every: int | None = None
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -41,7 +154,23 @@ class TrainConfig:
             )
         if list(self.lr_steps) != sorted(self.lr_steps):
             raise SettingError(f"expected increasing lr_steps, got {list(self.lr_steps)}")
+        if self.accumulate < 1:
+            raise SettingError(f"expected accumulate of at least 1, got {self.accumulate}")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise SettingError(f"expected an ema_decay in [0, 1), got {self.ema_decay}")
+        if self.test_every is not None and self.test_every < 1:
+            raise SettingError(f"expected test_every of at least 1 epoch, got {self.test_every}")
+        _check_choice("select", self.select, get_args(Select))
 
     def learning_rate_at(self, epoch: int) -> float:
         """The rate of an epoch, counted from 1."""
         return self.learning_rate * self.lr_gamma ** bisect_right(self.lr_steps, epoch - 1)
+
+    def tests_at(self, epoch: int) -> bool:
+        """Whether the test error is measured after an epoch, counted from 1."""
+        return self.test_every is not None and epoch % self.test_every == 0
+
+
+def _check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    if value not in choices:
+        raise SettingError(f"expected {name} of {', '.join(choices)}, got {value!r}")

@@ -1,4 +1,4 @@
-"""The training loop: best validation epoch, a checkpoint an epoch, exact resumption."""
+"""The training loop: the epoch to keep, a checkpoint an epoch, exact resumption."""
 
 import math
 import time
@@ -11,18 +11,36 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from equiscale.errors import CheckpointError, TrainingError
+from equiscale.errors import CheckpointError, SettingError, TrainingError
+from equiscale.train.average import WeightAverage, weights_of
 from equiscale.train.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
-from equiscale.train.config import TrainConfig
+from equiscale.train.config import Numerics, Select, TrainConfig
 from equiscale.train.seeding import derive_seed
+
+_PLAIN = Numerics()
 
 
 class Batches(Protocol):
     """A source of batches; one pass draws its order and augmentation from the given generator."""
 
     def epoch(self, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images and labels, on the model's device."""
+        """Images and labels; what is not on the model's device is moved there."""
         ...
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The batches of a training.
+
+    Args:
+        train: What is learned from.
+        validation: What selects the epoch to keep; None where the last one is kept.
+        test: For the periodic test, which selects nothing; None where there is none.
+    """
+
+    train: Batches
+    validation: Batches | None = None
+    test: Batches | None = None
 
 
 @dataclass(frozen=True)
@@ -41,14 +59,15 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class EpochResult:
-    """What one epoch gave; errors in percent, the epoch counted from 1."""
+    """What one epoch gave; errors in percent, None where not measured, the epoch counted from 1."""
 
     epoch: int
     learning_rate: float
     train_loss: float
     train_error: float
-    validation_error: float
+    validation_error: float | None
     seconds: float
+    test_error: float | None = None
 
 
 @dataclass
@@ -58,36 +77,48 @@ class TrainState:
     Args:
         model: The module, trained in place.
         optimizer: Its optimiser.
+        select: Which epoch is kept.
+        average: The moving average of the weights, where it is evaluated in their place.
         history: One entry an epoch.
-        best: The state dict of the epoch with the least validation error, the first one on ties.
+        best: The state dict of the epoch that is kept: of the least validation error, the first one on
+            ties, or the last one.
         best_epoch: That epoch, counted from 1.
     """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    select: Select = "best-validation"
+    average: WeightAverage | None = None
     history: list[EpochResult] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
     best_epoch: int = 0
 
     def record(self, result: EpochResult) -> None:
-        """Append an epoch, and keep its weights if it is the best so far."""
+        """Append an epoch, and keep its weights if it is the one to keep so far."""
         self.history.append(result)
-        errors = [earlier.validation_error for earlier in self.history]
-        if errors.index(min(errors)) == len(errors) - 1:
-            self.best = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
-            self.best_epoch = result.epoch
+        if self.select == "last" or self._is_first_best():
+            self.keep(result.epoch)
+
+    def keep(self, epoch: int) -> None:
+        """Make the weights of now the ones to keep."""
+        weights = self.model.state_dict() if self.average is None else self.average.tensors
+        self.best = {name: tensor.detach().clone() for name, tensor in weights.items()}
+        self.best_epoch = epoch
+
+    def _is_first_best(self) -> bool:
+        errors = [math.inf if past.validation_error is None else past.validation_error for past in self.history]
+        return errors.index(min(errors)) == len(errors) - 1
 
 
 def fit(
     model: nn.Module,
-    train: Batches,
+    splits: Splits,
     *,
-    validation: Batches,
     config: TrainConfig,
     checkpoint: Checkpoint | None = None,
     on_epoch: Callable[[EpochResult], None] | None = None,
 ) -> TrainState:
-    """Train a classifier with Adam and cross entropy; keep the best validation epoch.
+    """Train a classifier with cross entropy; keep the best validation epoch, or the last.
 
     Every epoch draws from seeds derived from ``config.seed`` and the epoch's number, so that a
     training resumed from its checkpoint goes on with the same numbers. torch's default generator is
@@ -95,9 +126,8 @@ def fit(
 
     Args:
         model: The module, trained in place, with logits as output.
-        train: Training batches.
-        validation: Validation batches.
-        config: Epochs, learning rates and seed.
+        splits: Batches for training, validation and the periodic test.
+        config: Epochs, learning rates, optimiser, precision and seed.
         checkpoint: Written after every epoch; if it exists, training goes on from it.
         on_epoch: Called after every epoch, when its checkpoint is safe; for a resumed training
             first with the epochs it has behind it.
@@ -106,6 +136,8 @@ def fit(
         The final state; ``state.best`` holds the weights to test.
 
     Raises:
+        SettingError: If the best validation epoch is to be kept or a test is due, and there are no
+            batches for it.
         TrainingError: If the loss or a weight is not finite. The epoch's number is in the message,
             and the epoch is not kept.
         CheckpointError: If the checkpoint is damaged, or is one of another network, other settings, or
@@ -115,14 +147,21 @@ def fit(
         On the CPU with a fixed number of threads the weights have the same bits for the same seed,
         resumed or not (``tests/experiments/test_sweep.py`` kills real processes).
     """
-    state = TrainState(model, torch.optim.Adam(model.parameters(), lr=config.learning_rate))
+    _check_splits(splits, config)
+    config.numerics.prepare(model)
+    state = TrainState(
+        model,
+        config.optimizer.build(model, config.learning_rate),
+        config.select,
+        None if config.ema_decay is None else WeightAverage(model, config.ema_decay),
+    )
     identity = _identity(model, config, checkpoint)
     if checkpoint is not None and checkpoint.path.exists():
         _resume(state, checkpoint.path, identity)
     for result in state.history:
         _tell(on_epoch, result)
     for epoch in range(len(state.history) + 1, config.epochs + 1):
-        result = _run_epoch(state, train, validation, config, epoch)
+        result = _run_epoch(state, splits, config, epoch)
         state.record(result)
         if checkpoint is not None:
             _save(state, checkpoint.path, identity)
@@ -131,8 +170,15 @@ def fit(
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Batches) -> tuple[Tensor, Tensor]:
+def evaluate(
+    model: nn.Module, batches: Batches, *, numerics: Numerics = _PLAIN
+) -> tuple[Tensor, Tensor]:
     """Predicted and true classes of all images, in evaluation mode; the module's mode is restored.
+
+    Args:
+        model: The module, with logits as output.
+        batches: The images and labels.
+        numerics: Precision and layout of the forward pass.
 
     Returns:
         Two int64 tensors ``(N,)`` on the CPU.
@@ -140,11 +186,11 @@ def evaluate(model: nn.Module, batches: Batches) -> tuple[Tensor, Tensor]:
     Raises:
         TrainingError: If an output is not finite.
     """
-    was_training = model.training
+    was_training, device = model.training, _device_of(model)
     model.eval()
     predictions, labels, finite = [], [], []
     for images, targets in batches.epoch():
-        logits = model(images)
+        logits = numerics.logits(model, images.to(device))
         predictions.append(logits.argmax(1))
         labels.append(targets)
         finite.append(torch.isfinite(logits).all())
@@ -164,22 +210,42 @@ def _tell(on_epoch: Callable[[EpochResult], None] | None, result: EpochResult) -
         on_epoch(result)
 
 
-def _run_epoch(
-    state: TrainState, train: Batches, validation: Batches, config: TrainConfig, epoch: int
-) -> EpochResult:
+def _check_splits(splits: Splits, config: TrainConfig) -> None:
+    if config.select == "best-validation" and splits.validation is None:
+        raise SettingError(
+            "expected a validation split to select the best epoch, got none; keep the last epoch with "
+            "select = \"last\""
+        )
+    if config.test_every is not None and splits.test is None:
+        raise SettingError("expected test batches for a periodic test, got none; leave out test_every")
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _run_epoch(state: TrainState, splits: Splits, config: TrainConfig, epoch: int) -> EpochResult:
     started = time.monotonic()
     learning_rate = config.learning_rate_at(epoch)
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate
-    device = next(state.model.parameters()).device
+    device = _device_of(state.model)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(derive_seed(config.seed, "dropout", epoch))
         generator = torch.Generator().manual_seed(derive_seed(config.seed, "batches", epoch))
-        loss, error = _train_pass(state, train, generator)
+        loss, error = _train_pass(state, splits.train, config, generator)
     _check_finite(loss, state.model, f"in epoch {epoch} at learning rate {learning_rate:g}")
-    validation_error = error_percent(*evaluate(state.model, validation))
+    with weights_of(state.model, state.average and state.average.tensors):
+        validation_error = _error(state.model, splits.validation, config)
+        test_error = _error(state.model, splits.test if config.tests_at(epoch) else None, config)
     seconds = time.monotonic() - started
-    return EpochResult(epoch, learning_rate, loss, error, validation_error, seconds)
+    return EpochResult(epoch, learning_rate, loss, error, validation_error, seconds, test_error)
+
+
+def _error(model: nn.Module, batches: Batches | None, config: TrainConfig) -> float | None:
+    if batches is None:
+        return None
+    return error_percent(*evaluate(model, batches, numerics=config.numerics))
 
 
 def _check_finite(loss: float, model: nn.Module, when: str) -> None:
@@ -191,22 +257,43 @@ def _check_finite(loss: float, model: nn.Module, when: str) -> None:
             raise TrainingError(f"expected finite weights, got others in {name} {when}; {cure}")
 
 
-def _train_pass(state: TrainState, train: Batches, generator: torch.Generator) -> tuple[float, float]:
+def _train_pass(
+    state: TrainState, train: Batches, config: TrainConfig, generator: torch.Generator
+) -> tuple[float, float]:
     """One pass; loss and error stay on the device until its end."""
     state.model.train()
-    total_loss, total_mistakes, seen = torch.zeros(()), torch.zeros(()), 0
+    device = _device_of(state.model)
+    total_loss, total_mistakes, seen = torch.zeros((), device=device), torch.zeros((), device=device), 0
     for images, labels in train.epoch(generator):
         state.optimizer.zero_grad()
-        logits = state.model(images)
-        loss = cross_entropy(logits, labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+        for part in _parts(images.to(device), labels.to(device), config.accumulate):
+            loss, mistakes = _backward(state.model, part, config.numerics, len(labels))
+            total_loss += loss * len(part[1])
+            total_mistakes += mistakes
         state.optimizer.step()
-        total_loss = total_loss.to(loss.device) + loss.detach() * len(labels)
-        total_mistakes = total_mistakes.to(loss.device) + (logits.detach().argmax(1) != labels).sum()
+        if state.average is not None:
+            state.average.update(state.model)
         seen += len(labels)
     if not seen:
         raise TrainingError("expected at least one training batch, got none")
     return float(total_loss) / seen, 100.0 * float(total_mistakes) / seen
+
+
+def _parts(images: Tensor, labels: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """A batch in equal parts; a small last batch in fewer, because batch norm needs two images."""
+    count = max(1, min(count, len(labels) // 2))
+    return zip(images.tensor_split(count), labels.tensor_split(count), strict=True)
+
+
+def _backward(
+    model: nn.Module, part: tuple[Tensor, Tensor], numerics: Numerics, batch_size: int
+) -> tuple[Tensor, Tensor]:
+    """Add a part's share of the gradient of the batch's mean loss; the part's mean loss and mistakes."""
+    images, labels = part
+    logits = numerics.logits(model, images)
+    loss = cross_entropy(logits, labels)
+    (loss * (len(labels) / batch_size)).backward()  # type: ignore[no-untyped-call]
+    return loss.detach(), (logits.detach().argmax(1) != labels).sum()
 
 
 def _identity(model: nn.Module, config: TrainConfig, checkpoint: Checkpoint | None) -> str:
@@ -218,10 +305,15 @@ def _identity(model: nn.Module, config: TrainConfig, checkpoint: Checkpoint | No
 def _save(state: TrainState, path: Path, identity: str) -> None:
     groups = {
         "model": dict(state.model.state_dict()),
-        "best": state.best,
+        "best": {} if state.select == "last" else state.best,  # the last epoch's weights are there anyway
         "optimizer": optimizer_tensors(state.optimizer),
+        "average": {} if state.average is None else state.average.tensors,
     }
-    progress = {"history": [asdict(result) for result in state.history], "best_epoch": state.best_epoch}
+    progress = {
+        "history": [asdict(result) for result in state.history],
+        "best_epoch": state.best_epoch,
+        "average_steps": 0 if state.average is None else state.average.steps,
+    }
     save_checkpoint(path, groups, identity=identity, progress=progress)
 
 
@@ -229,10 +321,20 @@ def _resume(state: TrainState, path: Path, identity: str) -> None:
     groups, progress = load_checkpoint(path, identity=identity)
     try:
         state.history = [EpochResult(**entry) for entry in progress["history"]]
-        state.best_epoch = int(progress["best_epoch"])
-        device = next(state.model.parameters()).device
-        state.best = {name: tensor.to(device) for name, tensor in groups["best"].items()}
         state.model.load_state_dict(groups["model"])
-        restore_optimizer(state.optimizer, groups["optimizer"])
+        restore_optimizer(state.optimizer, groups.get("optimizer", {}))
+        if state.average is not None:
+            state.average.steps = int(progress["average_steps"])
+            for name, tensor in state.average.tensors.items():
+                tensor.copy_(groups["average"][name])
+        if state.select == "last":
+            state.keep(len(state.history))
+        else:
+            state.best, state.best_epoch = _to_device(groups["best"], state.model), int(progress["best_epoch"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"expected a complete checkpoint in {path}, got: {error}; delete it") from error
+
+
+def _to_device(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    device = _device_of(model)
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
