@@ -157,7 +157,7 @@ def test_hostile_names_are_plain_text(suite, records):
     assert "_<script>$x$&" in texts(plots.learning_curves(table)[0].svg)
 
 
-def test_grey_png_shows_the_pixels():
+def test_a_grey_picture_shows_the_pixels():
     image = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
-    data = base64.b64decode(tiles.grey_png(image).partition("base64,")[2])
+    data = base64.b64decode(tiles.picture_png(image).partition("base64,")[2])
     np.testing.assert_array_equal(np.round(imread(io.BytesIO(data))[..., 0] * 255), image)

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from equiscale.errors import RecordError
-from equiscale.experiments.records import RunRecord
-from equiscale.experiments.spec import Augmentation, Cell, Claim, Protocol, Suite
+from equiscale.experiments.records import FactorErrors, RunRecord
+from equiscale.experiments.spec import Augmentation, Cell, Claim, Protocol, Suite, Treatment
 
 # The usual order of footnote marks; † is taken by claims that were not checked.
 _MARKS = "‡§¶‖#"
@@ -22,8 +22,7 @@ class TableCell:
     Args:
         method: The row.
         column: The column.
-        model: The network.
-        augment: The augmentation.
+        treatment: The network, its overrides, the augmentation and the data set.
         published: The protocol of the suite.
         claim: The published number to print beside ours, where there is one.
         protocol: The protocol of the runs; None when nothing was run.
@@ -36,8 +35,7 @@ class TableCell:
 
     method: str
     column: str
-    model: str
-    augment: Augmentation
+    treatment: Treatment
     published: Protocol
     claim: Claim | None
     protocol: Protocol | None
@@ -46,6 +44,21 @@ class TableCell:
     missing: tuple[int, ...]
     left_out: int
     mark: str = ""
+
+    @property
+    def model(self) -> str:
+        """The network."""
+        return self.treatment.model
+
+    @property
+    def augment(self) -> Augmentation:
+        """The augmentation."""
+        return self.treatment.augment
+
+    @property
+    def dataset(self) -> str:
+        """The data set."""
+        return self.treatment.dataset
 
     @property
     def errors(self) -> tuple[float, ...]:
@@ -78,9 +91,37 @@ class TableCell:
         return "" if self.protocol is None else protocol_deviation(self.protocol, self.published)
 
     @property
+    def by_size(self) -> "tuple[SizeGroup, ...]":
+        """The errors on smaller, trained and larger sizes; empty where only trained sizes were tested."""
+        return _size_groups(self.runs)
+
+    @property
     def place(self) -> str:
         """Row and column in words."""
         return f"{self.method}, {self.column}"
+
+
+@dataclass(frozen=True)
+class SizeGroup:
+    """The test images that are smaller than every trained one, as large, or larger.
+
+    Args:
+        name: "smaller", "trained" or "larger".
+        errors: Their test error in percent, in the order of the realisations.
+    """
+
+    name: str
+    errors: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """The mean error in percent."""
+        return statistics.fmean(self.errors)
+
+    @property
+    def std(self) -> float | None:
+        """The sample standard deviation; None for fewer than two runs."""
+        return statistics.stdev(self.errors) if len(self.errors) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -165,13 +206,44 @@ def protocol_deviation(run: Protocol, published: Protocol) -> str:
     return ", ".join(parts)
 
 
-Inside = dict[tuple[str, Augmentation], list[RunRecord]]
+def alike(runs: Sequence[RunRecord]) -> list[tuple[RunRecord, FactorErrors]]:
+    """The runs that counted their mistakes by size in the same bins as the first one that did."""
+    counted = [
+        (run, run.test.by_factor)
+        for run in runs
+        if run.test is not None and run.test.by_factor is not None and any(run.test.by_factor.images)
+    ]
+    return [(run, bins) for run, bins in counted if bins.edges == counted[0][1].edges]
+
+
+def _size_groups(runs: Sequence[RunRecord]) -> tuple[SizeGroup, ...]:
+    counted = [(side, bins) for run, bins in alike(runs) if (side := _sides(run, bins)) is not None]
+    found: dict[str, list[float]] = {"smaller": [], "trained": [], "larger": []}
+    for sides, bins in counted:
+        for name, errors in found.items():
+            chosen = [index for index, side in enumerate(sides) if side == name]
+            images = sum(bins.images[index] for index in chosen)
+            if images:
+                errors.append(100 * sum(bins.mistakes[index] for index in chosen) / images)
+    groups = tuple(SizeGroup(name, tuple(errors)) for name, errors in found.items() if errors)
+    return groups if {group.name for group in groups} - {"trained"} else ()
+
+
+def _sides(run: RunRecord, bins: FactorErrors) -> list[str] | None:
+    """Where each bin lies beside the trained sizes, which a bin need only touch."""
+    if run.data.train_factors is None:
+        return None
+    low, high = run.data.train_factors
+    pairs = zip(bins.edges[:-1], bins.edges[1:], strict=True)
+    return ["smaller" if end <= low else "larger" if start >= high else "trained" for start, end in pairs]
+
+
+Inside = dict[Treatment, list[RunRecord]]
 
 
 def _split(suite: Suite, records: Iterable[RunRecord]) -> tuple[Inside, list[RunRecord]]:
-    """The records of the table's cells under (model, augmentation), and all others."""
-    wanted = {(cell.model, cell.augment) for method in suite.methods for cell in method.cells.values()}
-    inside: Inside = {key: [] for key in sorted(wanted)}
+    """The records of the table's cells under what they trained, and all others."""
+    inside: Inside = {treatment: [] for treatment in sorted(suite.treatments, key=repr)}
     outside: list[RunRecord] = []
     seen = set()
     for record in sorted(records, key=lambda record: (record.settings.realisation, record.settings.run_id)):
@@ -182,14 +254,13 @@ def _split(suite: Suite, records: Iterable[RunRecord]) -> tuple[Inside, list[Run
                 f"expected one record a run, got two of {settings.run_id}; delete one of the two files"
             )
         seen.add(settings)
-        key = settings.model, settings.augment
-        counts = settings.dataset == suite.dataset and settings.realisation in suite.realisations
-        (inside[key] if counts and key in wanted else outside).append(record)
+        counts = settings.realisation in suite.realisations and settings.treatment in inside
+        (inside[settings.treatment] if counts else outside).append(record)
     return inside, outside
 
 
 def _check(record: RunRecord) -> None:
-    if record.test is None:
+    if record.test is None or record.test.by_factor is None:
         return
     bins = record.test.by_factor
     if not len(bins.images) == len(bins.mistakes) == max(len(bins.edges) - 1, 0):
@@ -205,7 +276,8 @@ def _is_finished(record: RunRecord) -> bool:
 
 def _aggregate_cell(suite: Suite, method: str, column: str, cell: Cell, inside: Inside) -> TableCell:
     groups: dict[Protocol, list[RunRecord]] = defaultdict(list)
-    for record in inside[cell.model, cell.augment]:
+    treatment = suite.treatment(cell)
+    for record in inside[treatment]:
         groups[record.settings.protocol].append(record)
     protocol = _nearest(groups, suite.protocol)
     shown = groups[protocol] if protocol else []
@@ -213,8 +285,7 @@ def _aggregate_cell(suite: Suite, method: str, column: str, cell: Cell, inside: 
     return TableCell(
         method=method,
         column=column,
-        model=cell.model,
-        augment=cell.augment,
+        treatment=treatment,
         published=suite.protocol,
         claim=cell.claim,
         protocol=protocol,
@@ -254,16 +325,28 @@ def _marked(cells: Iterable[TableCell]) -> tuple[TableCell, ...]:
 
 def _completeness(cells: Iterable[TableCell]) -> Iterator[str]:
     """One sentence for each kind of gap, naming the cells; cells without any run speak for themselves."""
-    places: dict[str, list[str]] = defaultdict(list)
-    for cell in cells:
-        if cell.protocol is not None and (cell.failed or cell.missing):
-            places[_gap(cell)].append(cell.place)
+    run = [cell for cell in cells if cell.protocol is not None]
+    gaps: dict[str, list[TableCell]] = defaultdict(list)
+    for cell in run:
+        if cell.failed or cell.missing:
+            gaps[_gap(cell)].append(cell)
         if cell.left_out:
-            places[f"{_count(cell.left_out, 'more run')} by another protocol not averaged in"].append(
-                cell.place
-            )
-    for gap, where in places.items():
-        yield f"{'; '.join(where)}: {gap}."
+            gaps[f"{_count(cell.left_out, 'more run')} by another protocol not averaged in"].append(cell)
+    for gap, where in gaps.items():
+        yield f"{_places(where, run)}: {gap}."
+
+
+def _places(where: Sequence[TableCell], run: Sequence[TableCell]) -> str:
+    """The cells in few words: all that were run, else whole rows by their method, else one by one."""
+    if len(where) == len(run) > 1:
+        return "All cells with runs"
+    whole = Counter(cell.method for cell in run)
+    rows = Counter(cell.method for cell in where)
+    return "; ".join(
+        dict.fromkeys(
+            cell.method if rows[cell.method] == whole[cell.method] > 1 else cell.place for cell in where
+        )
+    )
 
 
 def _gap(cell: TableCell) -> str:
@@ -276,7 +359,8 @@ def _gap(cell: TableCell) -> str:
 def _ignored(outside: Iterable[RunRecord]) -> Iterator[str]:
     """One sentence on the records that do not belong to the table."""
     counts = Counter(
-        f"{record.settings.model} ({record.settings.dataset}, augmentation {record.settings.augment})"
+        f"{_network(record.settings.treatment)} ({record.settings.dataset}, "
+        f"augmentation {record.settings.augment})"
         for record in outside
     )
     if counts:
@@ -284,18 +368,37 @@ def _ignored(outside: Iterable[RunRecord]) -> Iterator[str]:
         yield f"Not in the table: {listed}."
 
 
+def _network(treatment: Treatment) -> str:
+    changed = ", ".join(f"{name} {value}" for name, value in treatment.overrides)
+    return treatment.model + (f" with {changed}" if changed else "")
+
+
 def _changed_data(inside: Inside) -> Iterator[str]:
     """A warning for every realisation that was not the same data in all runs."""
-    checksums: dict[int, set[str]] = defaultdict(set)
+    checksums: dict[tuple[str, int], set[str]] = defaultdict(set)
     for record in (record for runs in inside.values() for record in runs if _is_finished(record)):
-        checksums[record.settings.realisation].add(record.data.checksum)
-    for realisation, found in sorted(checksums.items()):
+        checksums[record.settings.dataset, record.settings.realisation].add(record.data.checksum)
+    several = len({dataset for dataset, _ in checksums}) > 1
+    for (dataset, realisation), found in sorted(checksums.items()):
         if len(found) > 1:
-            yield f"Not all runs of realisation {realisation} saw the same data: {len(found)} checksums."
+            of = f" of {dataset}" * several
+            yield f"Not all runs of realisation {realisation}{of} saw the same data: {len(found)} checksums."
 
 
 def _list(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers))
+    """Numbers, with a dash for three or more that follow each other.
+
+    Example:
+        >>> _list([0, 2, 3, 4, 7, 8])
+        '0, 2–4, 7, 8'
+    """
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 
 def _count(number: int, noun: str) -> str:

@@ -11,7 +11,7 @@ from equiscale._extras import needs_extra
 from equiscale._files import atomic_path
 from equiscale.errors import RecordError
 from equiscale.experiments.records import RunRecord, read_records
-from equiscale.experiments.spec import Suite
+from equiscale.experiments.spec import Protocol, Suite
 from equiscale.report import plots, tables, tiles
 from equiscale.report.aggregate import Table, TableCell, aggregate
 from equiscale.report.drawing import ACCENT, FAINT, INK, RULE, SERIES, Drawing
@@ -33,7 +33,9 @@ class Sample:
     uri: str
     label: int
     prediction: int
-    factor: float
+    factor: float | None
+    width: int
+    height: int
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,10 @@ def render_report(table: Table, folder: Path) -> str:
             table=table,
             tables=tables,
             version=equiscale.__version__,
+            protocol=protocol_text(table.suite.protocol),
             learning=plots.learning_curves(table),
+            testing=plots.testing_curves(table),
+            sizes=plots.size_curves(table),
             factors=plots.factor_curves(table),
             equivariance=plots.equivariance_curves(table),
             pictures=pictures,
@@ -120,6 +125,8 @@ def _pictures(table: Table, folder: Path) -> tuple[list[Picture], list[str]]:
     """The pictures of one run a cell, and sentences on those that cannot be read."""
     pictures, unreadable = [], []
     for cell in table.cells:
+        notes = dict.fromkeys(note for run in cell.runs for note in run.notes)
+        unreadable += [f"{cell.place}: {note}" for note in notes]
         run = next((run for run in cell.runs if run.inspection is not None), None)
         if run is None:
             continue
@@ -142,19 +149,48 @@ def _picture(cell: TableCell, run: RunRecord, inspection: Inspection) -> Picture
         method=cell.method,
         column=cell.column,
         realisation=run.settings.realisation,
-        samples=tuple(
-            Sample(tiles.grey_png(image), int(label), int(prediction), float(factor))
-            for image, label, prediction, factor in zip(
-                inspection.samples,
-                inspection.labels,
-                inspection.predictions,
-                inspection.factors,
-                strict=True,
-            )
-        ),
+        samples=tuple(_samples(inspection)),
         filters=tiles.filter_drawings(inspection, run.settings.run_id),
         features=tiles.feature_drawings(inspection, run.settings.run_id),
     )
+
+
+def _samples(inspection: Inspection) -> Iterator[Sample]:
+    """The sample images; factors that are all the same say nothing and are left out."""
+    one_size = bool((inspection.factors == inspection.factors[0]).all())
+    height, width = inspection.samples.shape[-2:]
+    for index, image in enumerate(inspection.samples):
+        yield Sample(
+            uri=tiles.picture_png(image),
+            label=int(inspection.labels[index]),
+            prediction=int(inspection.predictions[index]),
+            factor=None if one_size else float(inspection.factors[index]),
+            width=width,
+            height=height,
+        )
+
+
+def protocol_text(protocol: Protocol) -> str:
+    """The training in one phrase.
+
+    Example:
+        >>> from equiscale.experiments.spec import load_suite
+        >>> protocol_text(load_suite("mnist-scale").protocol)
+        '60 epochs of Adam at learning rate 0.01, times 0.1 after epochs 20 and 40, batches of 128 images'
+    """
+    optimizer = {"adam": "Adam", "sgd": "SGD"}[protocol.optimizer]
+    epochs = "1 epoch" if protocol.epochs == 1 else f"{protocol.epochs} epochs"
+    parts = [f"{epochs} of {optimizer} at learning rate {protocol.learning_rate:g}"]
+    if protocol.optimizer == "sgd":
+        parts.append(f"{'Nesterov ' * protocol.nesterov}momentum {protocol.momentum:g}")
+    if protocol.lr_steps:
+        *first, last = map(str, protocol.lr_steps)
+        steps = f"epochs {', '.join(first)} and {last}" if first else f"epoch {last}"
+        parts.append(f"times {protocol.lr_gamma:g} after {steps}")
+    if protocol.weight_decay:
+        parts.append(f"weight decay {protocol.weight_decay:g}")
+    parts.append(f"batches of {protocol.batch_size} images")
+    return ", ".join(parts)
 
 
 def _provenance(runs: Sequence[RunRecord]) -> Iterator[tuple[str, list[str]]]:
@@ -186,7 +222,8 @@ def _listed(entries: dict[str, str]) -> str:
 
 
 def _images(run: RunRecord) -> str:
-    return f"{run.data.train:,} train, {run.data.validation:,} validation, {run.data.test:,} test"
+    counts = {"train": run.data.train, "validation": run.data.validation, "test": run.data.test}
+    return ", ".join(f"{number:,} {split}" for split, number in counts.items() if number)
 
 
 def _source(run: RunRecord) -> str:

@@ -29,7 +29,7 @@ class Layer:
         name: Its name in the network.
         filters: ``(n, S, K, K)``, some filters on every scale.
         scales: ``(S,)``, the scale grid.
-        features: ``(3, S, H, W)``, the response of one channel to a digit at three sizes.
+        features: ``(3, S, H, W)``, the response of one channel to an image at three sizes.
     """
 
     name: str
@@ -43,13 +43,13 @@ class Inspection:
     """What a trained network looks like.
 
     Args:
-        samples: ``(N, H, W)``, test images.
+        samples: ``(N, H, W)`` or, in colour, ``(N, 3, H, W)``, test images.
         labels: ``(N,)``, their classes.
         predictions: ``(N,)``, the predicted classes.
         factors: ``(N,)``, their scaling factors.
-        inputs: ``(3, H, W)``, a digit at three sizes.
+        inputs: ``(3, H, W)``, a test image at three sizes.
         input_factors: ``(3,)``, the sizes.
-        layers: The convolutions, from the image on.
+        layers: The convolutions that can be drawn, from the image on.
     """
 
     samples: NDArray[np.uint8]
@@ -84,9 +84,10 @@ def read_inspection(path: Path) -> Inspection:
         arrays = _load(path)
     except _DAMAGE as error:
         raise RecordError(f"expected the pictures of a run in {path}, got: {error}") from error
-    count = len(_get(arrays, "samples", (None, None, None)))
+    samples = _samples(arrays)
+    count = len(samples)
     return Inspection(
-        samples=_get(arrays, "samples", (count, None, None)).astype(np.uint8),
+        samples=samples,
         labels=_get(arrays, "sample_labels", (count,)).astype(np.int64),
         predictions=_get(arrays, "sample_predictions", (count,)).astype(np.int64),
         factors=_get(arrays, "sample_factors", (count,)).astype(np.float64),
@@ -96,6 +97,13 @@ def read_inspection(path: Path) -> Inspection:
             _layer(arrays, name.removeprefix(_FILTERS)) for name in arrays if name.startswith(_FILTERS)
         ),
     )
+
+
+def _samples(arrays: Mapping[str, Array]) -> NDArray[np.uint8]:
+    """Grey images ``(N, H, W)`` or colour images ``(N, 3, H, W)``."""
+    colour = "samples" in arrays and arrays["samples"].ndim == 4
+    shape: Shape = (None, 3, None, None) if colour else (None, None, None)
+    return _get(arrays, "samples", shape).astype(np.uint8)
 
 
 def _layer(arrays: Mapping[str, Array], name: str) -> Layer:

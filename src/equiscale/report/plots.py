@@ -1,16 +1,16 @@
 """The curves of a table as SVG, one panel a column, all panels of a figure on one error axis."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any, Final, Literal
 
 import numpy as np
 
 from equiscale._extras import needs_extra
-from equiscale.report.aggregate import Table, TableCell
-from equiscale.report.drawing import SERIES, Drawing, draw
+from equiscale.report.aggregate import Table, TableCell, alike
+from equiscale.report.drawing import FAINT, SERIES, Drawing, draw
 
 with needs_extra("report"):
     from matplotlib.axes import Axes
@@ -19,9 +19,14 @@ with needs_extra("report"):
 
 _DASHES: Final = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1.2, 1.2)))
 _MARKERS: Final = "osD^vPX"
-_PANEL: Final = (4.8, 3.5)  # inches
+_PANEL: Final = (4.8, 2.9)  # inches, without the legend
+_LEGEND_ROW: Final = 0.21
+_LEGEND_WIDTH: Final = 62  # letters of all names and lines of a row
+_LEGEND_LINE: Final = 6
+_BAR_SPACING: Final = 0.08  # between the bars of two methods, as a share of the distance between points
 _MARGIN: Final = 1.06
 _EXACT: Final = 1e-7  # where an error of 0 is drawn: the resolution of single precision
+_FEW_OCTAVES: Final = 3
 _Z95: Final = 1.959963984540054
 
 
@@ -47,6 +52,8 @@ class _Panels:
     interval: Literal["band", "bars"]
     logarithmic: bool = True
     whole_x: bool = False
+    octaves: bool = False
+    shade: Callable[[list[TableCell]], tuple[float, float] | None] = lambda _: None
 
 
 def learning_curves(table: Table) -> tuple[Drawing, ...]:
@@ -55,6 +62,30 @@ def learning_curves(table: Table) -> tuple[Drawing, ...]:
         table,
         _Panels("learning", _learning_line, "epoch", "validation error in percent", "band", whole_x=True),
     )
+
+
+def testing_curves(table: Table) -> tuple[Drawing, ...]:
+    """Test error by epoch where it was measured during training, drawn as the learning curves."""
+    return _draw_panels(
+        table, _Panels("test", _testing_line, "epoch", "test error in percent", "band", whole_x=True)
+    )
+
+
+def size_curves(table: Table) -> tuple[Drawing, ...]:
+    """Test error by size where sizes beside the trained ones were tested, a panel a column.
+
+    The mean over the realisations with a band of one standard deviation; the trained sizes are shaded.
+    """
+    panels = _Panels(
+        "sizes",
+        _size_line,
+        "size of the object, 1 is the original",
+        "test error in percent",
+        "band",
+        octaves=True,
+        shade=_trained_sizes,
+    )
+    return _draw_panels(table, panels)
 
 
 def factor_curves(table: Table) -> tuple[Drawing, ...]:
@@ -98,13 +129,26 @@ def wilson_interval(mistakes: int, images: int) -> tuple[float, float]:
 
 
 def _learning_line(cell: TableCell) -> Line | None:
-    # An axis of powers has no zero: no mistake is drawn as half a mistake.
-    curves = [
-        [max(epoch.validation_error, 50 / max(run.data.validation, 1)) for epoch in run.epochs]
-        for run in cell.runs
-        if run.epochs
-    ]
-    return _spread_line(cell.method, list(zip(*curves, strict=False)))
+    errors: dict[int, list[float]] = defaultdict(list)
+    for run in cell.runs:
+        for epoch in run.epochs:
+            if epoch.validation_error is not None:
+                errors[epoch.epoch].append(_visible(epoch.validation_error, run.data.validation))
+    return _spread_line(cell.method, errors)
+
+
+def _testing_line(cell: TableCell) -> Line | None:
+    errors: dict[int, list[float]] = defaultdict(list)
+    for run in cell.runs:
+        for epoch in run.epochs:
+            if epoch.test_error is not None:
+                errors[epoch.epoch].append(_visible(epoch.test_error, run.data.test))
+    return _spread_line(cell.method, errors)
+
+
+def _visible(error: float, images: int) -> float:
+    """An axis of powers has no zero: no mistake is drawn as half a mistake."""
+    return max(error, 50 / max(images, 1))
 
 
 def _equivariance_line(cell: TableCell) -> Line | None:
@@ -114,33 +158,75 @@ def _equivariance_line(cell: TableCell) -> Line | None:
         for entry in run.equivariance:
             errors[entry.layer].append(max(entry.error, _EXACT))
             factors[f"×{entry.factor:.2f}"] = None
-    return _spread_line(f"{cell.method}, {' '.join(factors)}", list(errors.values()))
+    numbered = dict(enumerate(errors.values(), start=1))
+    return _spread_line(f"{cell.method}, {' '.join(factors)}", numbered)
 
 
-def _spread_line(method: str, values: Sequence[Sequence[float]]) -> Line | None:
+def _spread_line(method: str, values: Mapping[int, Sequence[float]]) -> Line | None:
     if not values:
         return None
+    shown = sorted(values)
     return Line(
         method,
-        x=tuple(range(1, len(values) + 1)),
-        y=tuple(map(fmean, values)),
-        low=tuple(map(min, values)),
-        high=tuple(map(max, values)),
+        x=tuple(map(float, shown)),
+        y=tuple(fmean(values[x]) for x in shown),
+        low=tuple(min(values[x]) for x in shown),
+        high=tuple(max(values[x]) for x in shown),
     )
+
+
+def _size_line(cell: TableCell) -> Line | None:
+    """The error of each bin of sizes, as mean ± standard deviation over the realisations."""
+    if not cell.by_size:
+        return None
+    counted = [bins for _, bins in alike(cell.runs)]
+    filled = [index for index, images in enumerate(counted[0].images) if images]
+    errors = [
+        [
+            _visible(100 * bins.mistakes[i] / bins.images[i], bins.images[i])
+            for bins in counted
+            if bins.images[i]
+        ]
+        for i in filled
+    ]
+    means = [fmean(values) for values in errors]
+    spread = [stdev(values) if len(values) > 1 else 0.0 for values in errors]
+    edges = np.array(counted[0].edges)
+    half_a_mistake = [50 / counted[0].images[i] for i in filled]
+    return Line(
+        cell.method,
+        x=tuple(np.sqrt(edges[:-1] * edges[1:])[filled].tolist()),
+        y=tuple(means),
+        low=tuple(
+            max(mean - std, half) for mean, std, half in zip(means, spread, half_a_mistake, strict=True)
+        ),
+        high=tuple(mean + std for mean, std in zip(means, spread, strict=True)),
+    )
+
+
+def _trained_sizes(cells: list[TableCell]) -> tuple[float, float] | None:
+    """From the lower edge of the smallest trained bin to the upper edge of the largest."""
+    runs = [entry for cell in cells for entry in alike(cell.runs) if cell.by_size]
+    touched = [
+        edge
+        for run, bins in runs
+        if run.data.train_factors is not None
+        for pair in zip(bins.edges[:-1], bins.edges[1:], strict=True)
+        for edge in pair
+        if pair[0] < run.data.train_factors[1] and run.data.train_factors[0] < pair[1]
+    ]
+    return (min(touched), max(touched)) if touched else None
 
 
 def _factor_line(cell: TableCell) -> Line | None:
     """The bins summed over the realisations; records with other bins than the first one are left out."""
-    bins = [run.test.by_factor for run in cell.runs if run.test is not None]
-    if not bins:
+    counted = [bins for _, bins in alike(cell.runs)]
+    if not counted or cell.by_size:
         return None
-    alike = [entry for entry in bins if entry.edges == bins[0].edges]
-    images = np.sum([entry.images for entry in alike], axis=0)
-    mistakes = np.sum([entry.mistakes for entry in alike], axis=0)
-    middles = (np.array(bins[0].edges[:-1]) + np.array(bins[0].edges[1:])) / 2
+    images = np.sum([entry.images for entry in counted], axis=0)
+    mistakes = np.sum([entry.mistakes for entry in counted], axis=0)
+    middles = (np.array(counted[0].edges[:-1]) + np.array(counted[0].edges[1:])) / 2
     filled = np.flatnonzero(images)
-    if not len(filled):
-        return None
     bounds = [wilson_interval(int(mistakes[index]), int(images[index])) for index in filled]
     return Line(
         cell.method,
@@ -159,7 +245,12 @@ def _draw_panels(table: Table, panels: _Panels) -> tuple[Drawing, ...]:
     drawn = [line for column in lines.values() for line in column if line is not None]
     return tuple(
         _draw_panel(
-            panels, f"{panels.name}-{index}", column, lines=lines[column], limits=_limits(drawn, panels)
+            panels,
+            f"{panels.name}-{index}",
+            column,
+            lines=lines[column],
+            limits=_limits(drawn, panels),
+            shade=panels.shade([cell for cell in _cells(table, column) if cell is not None]),
         )
         for index, column in enumerate(table.suite.columns)
         if any(lines[column])
@@ -183,32 +274,44 @@ def _draw_panel(
     *,
     lines: Sequence[Line | None],
     limits: tuple[float, float],
+    shade: tuple[float, float] | None,
 ) -> Drawing:
     shown = {index: line for index, line in enumerate(lines) if line is not None}
+
+    names = [line.method for line in shown.values()]
+    columns = max(1, min(3, len(names), _LEGEND_WIDTH // (max(map(len, names)) + _LEGEND_LINE)))
+    size = (_PANEL[0], _PANEL[1] + _LEGEND_ROW * -(-len(names) // columns))
 
     def paint(figure: Figure) -> None:
         figure.set_layout_engine("constrained")
         axes = figure.subplots()
+        if shade is not None:
+            axes.axvspan(*shade, color=FAINT, alpha=0.13, linewidth=0)
         handles = [
             _draw_line(axes, line, index=index, panels=panels, count=len(lines))
             for index, line in shown.items()
         ]
         _set_axes(axes, panels, limits)
-        names = [line.method for line in shown.values()]
-        figure.legend(handles, names, loc="outside lower center", ncols=min(3, len(names)))
+        figure.legend(handles, names, loc="outside lower center", ncols=columns)
 
     words = "; ".join(f"{line.method} from {line.y[0]:.3g} to {line.y[-1]:.3g}" for line in shown.values())
     alt = f"{panels.y_label} against {panels.x_label}, {column}: {words}"
-    return Drawing(column, draw(name, _PANEL, paint), alt)
+    if shade is not None:
+        alt += f"; trained on {shade[0]:.3g} to {shade[1]:.3g}"
+    return Drawing(column, draw(name, size, paint), alt)
 
 
 def _draw_line(axes: Axes, line: Line, *, index: int, panels: _Panels, count: int) -> Any:
     color, dash = SERIES[index % len(SERIES)], _DASHES[index // len(SERIES) % len(_DASHES)]
     if panels.interval == "band":
         axes.fill_between(line.x, line.low, line.high, color=color, alpha=0.16, linewidth=0)
-        return axes.plot(line.x, line.y, color=color, linestyle=_DASHES[index % len(_DASHES)])[0]
+        marker = _MARKERS[index % len(_MARKERS)] if len(line.x) == 1 else ""
+        return axes.plot(line.x, line.y, color=color, linestyle=_DASHES[index % len(_DASHES)], marker=marker)[
+            0
+        ]
     spacing = min(np.diff(line.x), default=1.0)
-    x = np.array(line.x) + spacing * 0.08 * (index - (count - 1) / 2)
+    apart = min(_BAR_SPACING, 0.8 / count)
+    x = np.array(line.x) + spacing * apart * (index - (count - 1) / 2)
     axes.vlines(x, line.low, line.high, color=color, linewidth=1.2, alpha=0.7)
     marker = _MARKERS[index % len(_MARKERS)]
     return axes.plot(x, line.y, color=color, linestyle=dash, marker=marker, linewidth=1.2)[0]
@@ -225,5 +328,18 @@ def _set_axes(axes: Axes, panels: _Panels, limits: tuple[float, float]) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_locator(FixedLocator([]))
     axes.set_ylim(limits)
+    if panels.octaves:
+        _set_octaves(axes)
     if panels.whole_x:
         axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+
+
+def _set_octaves(axes: Axes) -> None:
+    """An axis of powers of two, with the half ones between where there are few."""
+    axes.set_xscale("log", base=2)
+    low, high = np.log2(axes.get_xlim())
+    step = 1.0 if high - low > _FEW_OCTAVES else 0.5
+    ticks = 2 ** (step * np.arange(np.ceil(low / step), np.floor(high / step) + 1))
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
+    axes.xaxis.set_minor_locator(FixedLocator([]))

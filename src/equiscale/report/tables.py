@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -14,7 +14,7 @@ from rich.text import Text
 
 from equiscale._files import atomic_path
 from equiscale.errors import SettingError
-from equiscale.report.aggregate import Table, TableCell
+from equiscale.report.aggregate import SizeGroup, Table, TableCell
 
 Format = Literal["terminal", "markdown", "csv", "latex"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -22,6 +22,8 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 UNCHECKED = "†"
 NOTHING = "–"
 _TERMINAL_WIDTH = 80
+_NARROWEST_NAME = 12  # to which the column of the methods is folded before columns stand below each other
+_SIZE_NAMES = {"smaller": "smaller sizes", "trained": "trained sizes", "larger": "larger sizes"}
 _VERDICT_STYLES = {"lower": "green", "higher": "red", "equal": "default"}
 
 
@@ -64,6 +66,16 @@ def difference_text(cell: TableCell) -> str:
     return "0.00" if float(text) == 0 else text.replace("-", "−")
 
 
+def size_text(group: SizeGroup) -> str:
+    """The error of the images of some sizes, mean ± standard deviation."""
+    return _plus_minus(group.mean, group.std)
+
+
+def size_name(group: SizeGroup) -> str:
+    """What a line with the errors of some sizes is called."""
+    return _SIZE_NAMES[group.name]
+
+
 def verdict(cell: TableCell) -> Literal["lower", "higher", "equal", ""]:
     """Our error against the claim, as printed; lower is better."""
     if cell.difference is None:
@@ -98,6 +110,11 @@ def footnotes(table: Table) -> list[str]:
         "lower is better",
         *_claim_sources(table),
     ]
+    if any(cell.by_size for cell in table.cells):
+        lines.append(
+            "smaller, trained, larger sizes: of the test images smaller than every training image, "
+            "as large, larger"
+        )
     marks = {cell.mark: cell.deviation for cell in table.cells if cell.mark}
     lines += [f"{mark} {deviation}" for mark, deviation in marks.items()]
     board = scoreboard(table)
@@ -105,21 +122,17 @@ def footnotes(table: Table) -> list[str]:
 
 
 def terminal(table: Table, width: int = _TERMINAL_WIDTH) -> RenderableType:
-    """The table for a rich console of a given width."""
-    narrow, tight = _natural_width(table, gap=2) > width, _natural_width(table, gap=1) > width
-    padding = (0, 0) if narrow else (0, 1, 0, 0)
-    grid = RichTable(box=box.SIMPLE_HEAD, show_edge=False, padding=padding, header_style="bold")
-    for column in ("", *table.suite.columns):
-        grid.add_column(Text(column), overflow="fold")
-    for index, method in enumerate(table.methods):
-        if index:
-            grid.add_row()
-        for row in _terminal_rows(table, method, tight):
-            grid.add_row(*row)
+    """The table for a rich console of a given width.
+
+    Where the columns do not fit side by side, even with the methods' names folded, they come in groups below
+    each other.
+    """
+    grids = [_terminal_grid(table, columns, width) for columns in _column_groups(table, width)]
+    spaced = [part for grid in grids for part in (grid, Text())]
     notes = RichTable.grid(padding=(0, 1, 0, 0))
     for note in footnotes(table):
         notes.add_row(Text("·", style="dim"), Text(note, style="dim"))
-    return Group(Text(table.suite.title, style="bold"), Text(), grid, Text(), notes)
+    return Group(Text(table.suite.title, style="bold"), Text(), *spaced, notes)
 
 
 def render_terminal(table: Table, width: int = _TERMINAL_WIDTH) -> str:
@@ -214,19 +227,58 @@ def _claim_sources(table: Table) -> Iterator[str]:
             yield f"{mark} {table.suite.sources[name]}"
 
 
-def _rows(table: Table, method: str) -> Iterator[list[str]]:
-    """A method in three lines: ours, the claims and the differences; lines without content are left out."""
-    cells = [table.cell(method, column) for column in table.suite.columns]
+def _rows(table: Table, method: str, columns: Sequence[str] | None = None) -> Iterator[list[str]]:
+    """A method in some lines: ours, by size, the claims, the differences; empty lines are left out."""
+    cells = [table.cell(method, column) for column in columns or table.suite.columns]
+    lines = [{} if cell is None else _lines(cell) for cell in cells]
     yield [method, *("" if cell is None else value_text(cell) for cell in cells)]
-    for name, text in (("claim", claim_text), ("difference", difference_text)):
-        row = ["" if cell is None else text(cell) for cell in cells]
+    for name in (*_SIZE_NAMES.values(), "claim", "difference"):
+        row = [line.get(name, "") for line in lines]
         if any(row):
             yield [f"  {name}", *row]
 
 
-def _terminal_rows(table: Table, method: str, tight: bool) -> Iterator[list[Text]]:
-    cells = [table.cell(method, column) for column in table.suite.columns]
-    for row, (name, *values) in enumerate(_rows(table, method)):
+def _lines(cell: TableCell) -> dict[str, str]:
+    """What stands below the value, under its name."""
+    sizes = {size_name(group): size_text(group) for group in cell.by_size}
+    return {**sizes, "claim": claim_text(cell), "difference": difference_text(cell)}
+
+
+def _column_groups(table: Table, width: int) -> Iterator[list[str]]:
+    """As many columns side by side as fit beside folded names, at least one."""
+    group: list[str] = []
+    for column in table.suite.columns:
+        wider = [*group, column]
+        if group and _NARROWEST_NAME + sum(_widths(table, wider, tight=True)[1:]) + len(wider) > width:
+            yield group
+            wider = [column]
+        group = wider
+    yield group
+
+
+def _terminal_grid(table: Table, columns: Sequence[str], width: int) -> RichTable:
+    tight = sum(_widths(table, columns, tight=False)) + len(columns) > width
+    widths = _widths(table, columns, tight=tight)
+    narrow = sum(widths) + 2 * len(columns) > width
+    grid = RichTable(
+        box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 0 if narrow else 1, 0, 0), header_style="bold"
+    )
+    grid.add_column(Text(), overflow="fold")
+    for column, widest in zip(columns, widths[1:], strict=True):
+        grid.add_column(Text(column), overflow="fold", min_width=min(widest, width // 2))
+    rows = [(method, _terminal_rows(table, method, columns, tight)) for method in table.methods]
+    shown = [lines for method, lines in rows if any(table.cell(method, column) for column in columns)]
+    for index, lines in enumerate(shown):
+        if index:
+            grid.add_row()
+        for line in lines:
+            grid.add_row(*line)
+    return grid
+
+
+def _terminal_rows(table: Table, method: str, columns: Sequence[str], tight: bool) -> Iterator[list[Text]]:
+    cells = [table.cell(method, column) for column in columns]
+    for row, (name, *values) in enumerate(_rows(table, method, columns)):
         texts = [Text(value.replace(" ± ", "±") if tight else value) for value in values]
         for text, cell in zip(texts, cells, strict=True):
             text.stylize(_terminal_style(name.strip(), row, cell))
@@ -236,21 +288,21 @@ def _terminal_rows(table: Table, method: str, tight: bool) -> Iterator[list[Text
 def _terminal_style(name: str, row: int, cell: TableCell | None) -> str:
     if row == 0 or cell is None:
         return "default"
-    return "dim" if name == "claim" else _VERDICT_STYLES.get(verdict(cell), "default")
+    return _VERDICT_STYLES.get(verdict(cell), "default") if name == "difference" else "dim"
 
 
-def _natural_width(table: Table, *, gap: int) -> int:
-    rows = [["", *table.suite.columns], *(row for method in table.methods for row in _rows(table, method))]
-    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
-    return sum(widths) + gap * (len(widths) - 1)
+def _widths(table: Table, columns: Sequence[str], *, tight: bool) -> list[int]:
+    """The widest text of each column, the methods' names first."""
+    body = [row for method in table.methods for row in _rows(table, method, columns)]
+    values = [[text.replace(" ± ", "±") if tight else text for text in row] for row in body]
+    return [max(map(len, column)) for column in zip(["", *columns], *values, strict=True)]
 
 
 def _markdown_cell(cell: TableCell | None) -> str:
     if cell is None:
         return ""
     parts = [f"**{_escape_markdown(value_text(cell))}**" if cell.runs else value_text(cell)]
-    for name, text in (("claim", claim_text(cell)), ("difference", difference_text(cell))):
-        parts += [f"{name} {text}"] * bool(text)
+    parts += [f"{name} {text}" for name, text in _lines(cell).items() if text]
     return "<br>".join(parts)
 
 
@@ -292,17 +344,20 @@ def _escape_latex(text: str) -> str:
 
 
 _CSV_FIELDS = (
-    *("suite", "method", "column", "model", "augment"),
+    *("suite", "method", "column", "model", "overrides", "augment", "dataset"),
     *("mean", "std", "n", "epochs", "published_epochs", "deviation"),
     *("missing", "failed", "left_out"),
     *("claim_mean", "claim_std", "claim_source", "claim_checked", "difference"),
+    *("smaller_sizes", "trained_sizes", "larger_sizes"),
 )
 
 
 def _csv_row(table: Table, cell: TableCell) -> dict[str, object]:
     row: dict[str, object] = {"suite": table.suite.name, "published_epochs": cell.published.epochs}
-    same = ("method", "column", "model", "augment", "mean", "std", "n", "deviation", "left_out", "difference")
-    row |= {name: getattr(cell, name) for name in same}
+    same = ("method", "column", "model", "augment", "dataset", "mean", "std", "n", "deviation", "left_out")
+    row |= {name: getattr(cell, name) for name in (*same, "difference")}
+    row["overrides"] = " ".join(f"{name}={value}" for name, value in cell.treatment.overrides)
+    row |= {f"{group.name}_sizes": group.mean for group in cell.by_size}
     row["epochs"] = cell.protocol.epochs if cell.protocol else None
     row["missing"] = " ".join(map(str, cell.missing))
     row["failed"] = " ".join(str(run.settings.realisation) for run in cell.failed)

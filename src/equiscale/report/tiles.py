@@ -1,4 +1,4 @@
-"""Pictures of one trained network as SVG: its filters, and its features of a digit at three sizes."""
+"""Pictures of one trained network as SVG: its filters, and its features of an image at three sizes."""
 
 import base64
 import io
@@ -37,17 +37,18 @@ def filter_drawings(inspection: Inspection, name: str) -> tuple[Drawing, ...]:
 
 
 def feature_drawings(inspection: Inspection, name: str) -> tuple[Drawing, ...]:
-    """The response of every layer to a digit at three sizes: a row a size, a column a scale."""
+    """The response of every layer to an image at three sizes: a row a size, a column a scale."""
     return tuple(
         _draw_features(inspection, layer, f"{name}-features-{index}")
         for index, layer in enumerate(inspection.layers)
     )
 
 
-def grey_png(image: NDArray[np.uint8]) -> str:
-    """A grey image as a ``data:`` URI of a PNG."""
+def picture_png(image: NDArray[np.uint8]) -> str:
+    """A grey image ``(H, W)`` or a colour image ``(3, H, W)`` as a ``data:`` URI of a PNG."""
     buffer = io.BytesIO()
-    imsave(buffer, _grey(image), format="png", metadata={"Software": ""})
+    rgb = _grey(image) if image.ndim == 2 else np.ascontiguousarray(image.transpose(1, 2, 0))
+    imsave(buffer, rgb, format="png", metadata={"Software": ""})
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
@@ -80,14 +81,14 @@ def _draw_features(inspection: Inspection, layer: Layer, name: str) -> Drawing:
             axes.add_patch(_frame(row, scale + 1))
 
     size = (_FEATURE_TILE * len(columns) + _LABEL_WIDTH, _FEATURE_TILE * len(rows) + _LABEL_HEIGHT)
-    alt = f"Response of {layer.name} to a digit of the sizes {', '.join(rows)} on {_scale_words(layer)}"
+    alt = f"Response of {layer.name} to an image of the sizes {', '.join(rows)} on {_scale_words(layer)}"
     if partners:
         alt += f"; framed {', '.join(f'{rows[row]} on {columns[scale + 1]}' for row, scale in partners)}"
     return Drawing(layer.name, draw(name, size, paint), alt)
 
 
 def _partners(factors: NDArray[np.float64], scales: NDArray[np.float64]) -> list[tuple[int, int]]:
-    """The tiles that equivariance makes alike: (row, scale) whose scale grew as much as the digit did."""
+    """The tiles that equivariance makes alike: (row, scale) whose scale grew as much as the image did."""
     distance = np.abs(np.log((scales / scales[0])[None] / (factors / factors[0])[:, None]))  # (3, S)
     found = [(row, int(near.argmin())) for row, near in enumerate(distance) if near.min() < _ALIKE]
     return found if len(found) > 1 else []

@@ -12,12 +12,7 @@ _ACCURACY_DIGITS = 8
 Scalar = bool | int | float | str
 
 # Options of the published script that do not act with Adam; it writes them all the same.
-_WITHOUT_EFFECT: dict[str, Scalar] = {
-    "decay": 1e-4,
-    "momentum": 0.9,
-    "nesterov": False,
-    "save_model_path": "",
-}
+_WITHOUT_EFFECT: dict[str, Scalar] = {"decay": 1e-4, "momentum": 0.9, "nesterov": False}
 
 
 def results_yaml(records: Iterable[RunRecord]) -> str:
@@ -36,8 +31,9 @@ def results_yaml(records: Iterable[RunRecord]) -> str:
 
 def _fields(record: RunRecord, error: float) -> dict[str, Scalar | Sequence[int]]:
     settings, protocol, seconds = record.settings, record.settings.protocol, record.provenance.train_seconds
+    sgd = {name: getattr(protocol, name) for name in ("momentum", "nesterov")}
     return {
-        **_WITHOUT_EFFECT,
+        **({**sgd, "decay": protocol.weight_decay} if protocol.optimizer == "sgd" else _WITHOUT_EFFECT),
         "model": settings.model,
         "acc": round(1 - error / 100, _ACCURACY_DIGITS),
         "batch_size": protocol.batch_size,
@@ -52,7 +48,8 @@ def _fields(record: RunRecord, error: float) -> dict[str, Scalar | Sequence[int]
         "lr_gamma": protocol.lr_gamma,
         "lr_steps": protocol.lr_steps,
         "num_parameters": record.parameters,
-        "optim": "adam",
+        "optim": protocol.optimizer,
+        "save_model_path": "",
         "tag": "sesn_experiments",
         "time_per_epoch": round(seconds / protocol.epochs),
     }
