@@ -14,6 +14,9 @@ import equiscale.nn
 from equiscale import HermiteBasis, ScaleGrid
 from equiscale.errors import EquiscaleError, SettingError, ShapeError
 from equiscale.nn import (
+    LearnableLiftConv2d,
+    LearnableScaleConv2d,
+    LearnableScales,
     LiftConv2d,
     PointwiseScaleConv2d,
     ScaleAvgPool2d,
@@ -142,6 +145,64 @@ ROWS = {
     "ScaleChannelDropout": Row(lambda: ScaleChannelDropout(0.3), shown="p=0.3", wrong_settings=WRONG_P),
 }
 
+LEARNABLE = {"kernel_size": 7, "basis": BASIS}
+LEARNED_STATE = {"scales.log_min_scale": (), "scales.log_range": ()}
+
+
+def learnable_scales() -> LearnableScales:
+    return LearnableScales(3, min_scale=1.0, scale_range=2.25)
+
+
+WRONG_LEARNABLE = [
+    ({"in_channels": 0}, "positive multiples of groups=1 as channels, got 0 and 6"),
+    ({"groups": 4}, "positive multiples of groups=4 as channels, got 4 and 6"),
+    ({"kernel_size": 6}, "an odd kernel_size, got 6; a centred filter needs a central pixel"),
+    ({"scales": GRID}, r"LearnableScales, got ScaleGrid.*; write scales=LearnableScales"),
+    ({"basis": "hermite"}, "a HermiteBasis, the one with a derivative, got 'hermite'"),
+    ({"stride": 0}, "stride of at least 1, one number for both axes, got 0"),
+]
+ROWS |= {
+    "LearnableLiftConv2d": Row(
+        lambda: LearnableLiftConv2d(4, 6, **LEARNABLE, scales=learnable_scales(), padding="same", groups=2),
+        input=IMAGE,
+        output=(2, 6, 3, 8, 9),
+        state={**LEARNED_STATE, "weight": (6, 2, 4), "bias": (6,)},
+        shown="LearnableScales(3, grid=ScaleGrid([1.0, 1.5, 2.25]))",
+        wrong_inputs=[
+            (MAP, r"\(B, 4, H, W\), got \(2, 4, 3, 8, 9\)"),
+            ((2, 3, 8, 9), r"\(B, 4, H, W\), got \(2, 3, 8, 9\)"),
+        ],
+        wrong_settings=[
+            *(
+                ({**LEARNABLE, "scales": learnable_scales(), **wrong}, text)
+                for wrong, text in [
+                    *WRONG_LEARNABLE,
+                    ({"scale_padding": "replicate"}, "no scale_padding, .* got .replicate."),
+                ]
+            )
+        ],
+    ),
+    "LearnableScaleConv2d": Row(
+        lambda: LearnableScaleConv2d(4, 6, **LEARNABLE, scales=learnable_scales(), scale_size=2, stride=2),
+        output=(2, 6, 3, 1, 2),
+        state={**LEARNED_STATE, "weight": (6, 4, 2, 4), "bias": (6,)},
+        shown="bias=True, stride=2, scale_size=2",
+        wrong_inputs=[
+            (IMAGE, r"\(B, 4, 3, H, W\), got \(2, 4, 8, 9\)"),
+            ((2, 4, 3, 6, 9), r"kernel's 7 pixels, got \(6, 9\) with padding 0"),
+        ],
+        wrong_settings=[
+            *(
+                ({**LEARNABLE, "scales": learnable_scales(), **wrong}, text)
+                for wrong, text in [
+                    *WRONG_LEARNABLE,
+                    ({"scale_size": 4}, "scale_size of 1 to 3, got 4"),
+                ]
+            )
+        ],
+    ),
+}
+
 COVERS = set(ROWS) | {"SteerableConv2d"}
 
 EVERY_LAYER = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
@@ -171,7 +232,7 @@ def test_every_public_layer_has_a_row() -> None:
         if isinstance(getattr(equiscale.nn, name), type)
         and issubclass(getattr(equiscale.nn, name), nn.Module)
     }
-    base = {"SteerableConv2d"}  # no forward of its own
+    base = {"SteerableConv2d", "LearnableScales"}  # no forward of its own, or none that takes an input
     assert layers - base == set(ROWS), "give the new layer a row in ROWS"
     assert all(row.layer.__name__ == name for name, row in ROWS.items())
     assert issubclass(LiftConv2d, SteerableConv2d)

@@ -76,11 +76,11 @@ class HermiteBasis(SampledFamily):
     def _values(self, x: Samples, scale: float, kernel_size: int, grid: ScaleGrid) -> Samples:
         functions = [
             np.outer(_hermite_gaussian(x, order_x, sigma), _hermite_gaussian(x, order_y, sigma))
-            for sigma, order_y, order_x in self._functions(scale)
+            for sigma, order_y, order_x in self.functions(scale)
         ]
         return np.stack(functions)
 
-    def _functions(self, scale: float) -> list[tuple[float, int, int]]:
+    def functions(self, scale: float) -> list[tuple[float, int, int]]:
         """(sigma, order_y, order_x) of every function, in the published order."""
         listing = self._orders_a(scale) if self.kind == "A" else self._orders_b(scale)
         return [function for function, _ in zip(listing, range(self.num_functions), strict=False)]

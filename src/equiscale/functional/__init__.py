@@ -4,6 +4,7 @@ from equiscale.functional.conv import lift_conv2d, pointwise_scale_conv2d, scale
 from equiscale.functional.dropout import scale_channel_dropout, scale_dropout2d
 from equiscale.functional.filters import support_windows, synthesize_filters
 from equiscale.functional.geometry import ConvGeometry, GeometryOptions
+from equiscale.functional.learnable_scale import sample_hermite
 from equiscale.functional.pool import scale_avg_pool2d, scale_max_pool2d
 from equiscale.functional.project import scale_projection
 
@@ -12,6 +13,7 @@ __all__ = [
     "GeometryOptions",
     "lift_conv2d",
     "pointwise_scale_conv2d",
+    "sample_hermite",
     "scale_avg_pool2d",
     "scale_channel_dropout",
     "scale_conv2d",

@@ -2,6 +2,7 @@
 
 from equiscale.nn.conv import PointwiseScaleConv2d, ScaleConv2d
 from equiscale.nn.dropout import ScaleChannelDropout, ScaleDropout2d
+from equiscale.nn.learnable_scale import LearnableLiftConv2d, LearnableScaleConv2d, LearnableScales
 from equiscale.nn.lift import LiftConv2d
 from equiscale.nn.norm import ScaleBatchNorm2d
 from equiscale.nn.pool import ScaleAvgPool2d, ScaleMaxPool2d
@@ -9,6 +10,9 @@ from equiscale.nn.project import ScaleProjection
 from equiscale.nn.steerable import SteerableConv2d
 
 __all__ = [
+    "LearnableLiftConv2d",
+    "LearnableScaleConv2d",
+    "LearnableScales",
     "LiftConv2d",
     "PointwiseScaleConv2d",
     "ScaleAvgPool2d",
