@@ -14,7 +14,7 @@ from equiscale.errors import EquiscaleError, SettingError
 
 if TYPE_CHECKING:
     from equiscale.experiments.records import RunRecord
-    from equiscale.experiments.spec import Suite
+    from equiscale.experiments.spec import Augmentation, Suite
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -110,11 +110,34 @@ def data_prepare(
         typer.echo(f"Prepared {dataset} in {data_root(root)}")
 
 
+@data_app.command("preview")
+def data_preview(
+    dataset: Annotated[
+        str, typer.Argument(metavar="DATASET", help="For example stl10, or folder:PATH for your own images.")
+    ],
+    root: Root = None,
+    output: Annotated[
+        Path | None, typer.Option(help="A .png, .svg or .pdf file (default: DATASET-preview.png).")
+    ] = None,
+    images: Annotated[int, typer.Option(help="How many images, a row each.")] = 6,
+    seed: Annotated[int, typer.Option(help="Of the choice of images and of the augmentation.")] = 9,
+) -> None:
+    """Draw the steps of the augmentation side by side: original, padded, cropped, flipped, cut out."""
+    with _errors_as_messages():
+        from equiscale.data.preview import load_preview
+        from equiscale.report.preview import draw_preview
+
+        shown = load_preview(dataset, images=images, root=root, seed=seed)
+        name = Path(dataset.partition("?")[0]).name.replace(":", "-")
+        typer.echo(f"Wrote {draw_preview(shown, output or Path(f'{name}-preview.png'))}")
+
+
 @app.command()
 def reproduce(
     suite: SuiteName,
     models: Annotated[str, typer.Option(help="Shell pattern of the networks' names.")] = "*",
-    augment: Annotated[str | None, typer.Option(help="none, scale, or both: none,scale.")] = None,
+    augment: Annotated[str | None, typer.Option(help="Augmentations, such as none,scale.")] = None,
+    data: Annotated[str, typer.Option(help="Shell pattern of the data sets' names.")] = "*",
     realisations: Annotated[str | None, typer.Option(help="Numbers and ranges, such as 0-2,5.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Cut the published schedule to so many epochs.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -136,6 +159,7 @@ def reproduce(
             augment=_augmentations(augment),
             realisations=None if realisations is None else parse_numbers(realisations),
             epochs=epochs,
+            datasets=data,
         )
         runs = plan_runs(plan, selection)
         if dry_run:
@@ -150,6 +174,83 @@ def reproduce(
             runs, folder=results, data_root=root, device=device, jobs=jobs, resume=resume
         )
         failures = reproduce_with_progress(runs, options, jobs=jobs)
+    if failures:
+        raise typer.Exit(1)
+
+
+@app.command()
+def train(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A network's name; see 'equiscale list'.")],
+    data: Annotated[str, typer.Option(help="A data set's name, or folder:PATH for your own images.")],
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 10,
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 64,
+    lr: Annotated[
+        float | None, typer.Option(help="Learning rate (default: 0.01 for adam, 0.1 for sgd).")
+    ] = None,
+    lr_steps: Annotated[
+        str | None, typer.Option(help="Epochs after which the rate falls, such as 5,8 (default: none).")
+    ] = None,
+    lr_gamma: Annotated[float, typer.Option(help="The factor by which it falls.")] = 0.1,
+    optimizer: Annotated[Literal["adam", "sgd"], typer.Option(help="sgd has Nesterov momentum 0.9.")] = "adam",
+    weight_decay: Annotated[float, typer.Option(help="Of the optimiser.")] = 0.0,
+    accumulate: Annotated[int, typer.Option(help="Parts of a batch, to save memory.")] = 1,
+    augment: Annotated[
+        Literal["none", "scale", "crop-flip-cutout"], typer.Option(help="Augmentation of training images.")
+    ] = "none",
+    precision: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="bfloat16: autocast.")
+    ] = "float32",
+    channels_last: Annotated[bool, typer.Option("--channels-last", help="Memory layout of images.")] = False,
+    ema: Annotated[float | None, typer.Option(help="Decay of a moving average of the weights.")] = None,
+    select: Annotated[
+        Literal["best-validation", "last"] | None,
+        typer.Option(help="The epoch to test (default: the best, or without validation images the last)."),
+    ] = None,
+    test_every: Annotated[int | None, typer.Option(help="Test after each so many epochs too.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of the network.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, batches and augmentation.")] = 0,
+    realisation: Annotated[int, typer.Option(help="Number of the data set's realisation.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    root: Root = None,
+    results: Results = DEFAULT_RESULTS,
+    resume: Annotated[bool, typer.Option(help="Go on from a checkpoint of an unfinished run.")] = True,
+) -> None:
+    """Train and test one network on one data set, with a record, a checkpoint an epoch, and weights."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    with _errors_as_messages():
+        from equiscale.data import dataset_info
+        from equiscale.experiments.plan import ad_hoc_run, parse_numbers, parse_overrides
+        from equiscale.experiments.progress import print_result, reproduce_with_progress
+        from equiscale.experiments.runner import prepare_options
+        from equiscale.experiments.spec import Treatment, make_protocol
+
+        has_validation = "val" in dataset_info(data, root=root).split_sizes
+        protocol = make_protocol(
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=lr or {"adam": 0.01, "sgd": 0.1}[optimizer],
+            lr_steps=() if lr_steps is None else tuple(parse_numbers(lr_steps)),
+            lr_gamma=lr_gamma,
+            seed=seed,
+            optimizer=optimizer,
+            weight_decay=weight_decay,
+            accumulate=accumulate,
+            precision=precision,
+            channels_last=channels_last,
+            ema_decay=ema,
+            select=select or ("best-validation" if has_validation else "last"),
+            test_every=test_every,
+        )
+        treatment = Treatment(model, parse_overrides(settings or ()), augment, data)
+        run = ad_hoc_run(treatment, protocol=protocol, realisation=realisation)
+        options, jobs = prepare_options(
+            [run], folder=results, data_root=root, device=device, jobs=1, resume=resume
+        )
+        failures = reproduce_with_progress([run], options, jobs=jobs)
+        if not failures:
+            print_result(run, results)
     if failures:
         raise typer.Exit(1)
 
@@ -236,7 +337,7 @@ def _errors_as_messages() -> Iterator[None]:
         sys.exit(130)
 
 
-def _augmentations(text: str | None) -> "list[Literal['none', 'scale']] | None":
+def _augmentations(text: str | None) -> "list[Augmentation] | None":
     from equiscale.experiments.spec import AUGMENTATIONS
 
     if text is None:

@@ -1,16 +1,19 @@
 """Where the tests find MNIST, a small realisation in its place, and a file server that misbehaves."""
 
+import hashlib
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from equiscale.data import digits_scale, mnist_scale
+from equiscale.data import digits_scale, imagenette, mnist_scale, stl10
 from equiscale.data.scale_recipe import encode_pngs, make_splits, pngs_checksum, splits_checksum
 
 SOURCE_VARIABLE = "EQUISCALE_MNIST_SOURCE"
@@ -19,13 +22,21 @@ SOURCE_VARIABLE = "EQUISCALE_MNIST_SOURCE"
 @pytest.fixture(scope="session")
 def mnist_source() -> Path:
     """The folder of MNIST's four files; on CI the tests that need it fail without it."""
-    chosen = os.environ.get(SOURCE_VARIABLE)
-    if chosen and Path(chosen).is_dir():
+    return source(SOURCE_VARIABLE, "the folder of MNIST's four files", Path.is_dir)
+
+
+@pytest.fixture(scope="session")
+def imagenette_source() -> Path:
+    """The zip of 96×96 WebP; on CI the tests that need it fail without it."""
+    return source(imagenette.SOURCE_VARIABLE, "the file imagenette96.zip", Path.is_file)
+
+
+def source(variable: str, what: str, fits: Callable[[Path], bool]) -> Path:
+    chosen = os.environ.get(variable)
+    if chosen and fits(Path(chosen)):
         return Path(chosen)
-    found = (
-        f"{SOURCE_VARIABLE} names {chosen}, which is no folder" if chosen else f"{SOURCE_VARIABLE} is not set"
-    )
-    missing = f"{found}; set it to the folder of MNIST's four files"
+    found = f"{variable} names {chosen}, which is not {what}" if chosen else f"{variable} is not set"
+    missing = f"{found}; set it to {what}"
     if os.environ.get("CI"):
         pytest.fail(missing)
     pytest.skip(missing)
@@ -50,6 +61,33 @@ def small_mnist(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(mnist_scale, "PUBLISHED_MD5", (pngs_checksum(encode_pngs(splits)),) * 6)
     monkeypatch.setattr(mnist_scale, "read_mnist_pool", lambda _: (images[:200], labels[:200]))
     return tmp_path / "root"
+
+
+@pytest.fixture
+def small_stl10(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
+    """STL-10's files with 60 training and 20 test images, whose checksums stand in for the published ones.
+
+    ``images`` and ``labels`` are what was written, upright and from 0; ``folds`` the indices of each fold.
+    """
+    generator, files = np.random.default_rng(0), {}
+    monkeypatch.setitem(stl10.SPLIT_SIZES, "train", 60)
+    monkeypatch.setitem(stl10.SPLIT_SIZES, "test", 20)
+    monkeypatch.setitem(stl10.FOLD_SIZES, "train", 12)
+    monkeypatch.setitem(stl10.FOLD_SIZES, "test", 20)
+    images, labels = {}, {}
+    for split, count in stl10.SPLIT_SIZES.items():
+        images[split] = generator.integers(0, 256, (count, *stl10.IMAGE_SHAPE), np.uint8)
+        labels[split] = np.arange(count, dtype=np.uint8) % 10
+        files[f"{split}_X.bin"] = images[split].transpose(0, 1, 3, 2).tobytes()  # column after column
+        files[f"{split}_y.bin"] = (labels[split] + 1).tobytes()
+    folds = [generator.permutation(60)[:12] for _ in range(10)]
+    files["fold_indices.txt"] = "".join(" ".join(map(str, fold)) + " \n" for fold in folds).encode()
+    files["class_names.txt"] = b"airplane\n"
+    known = [replace(file, md5=hashlib.md5(files[file.name]).hexdigest()) for file in stl10.FILES]
+    monkeypatch.setattr(stl10, "FILES", known)
+    return SimpleNamespace(
+        files=files, images=images, labels=labels, folds=folds, root=tmp_path / "root", folder=tmp_path
+    )
 
 
 @pytest.fixture

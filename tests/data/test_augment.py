@@ -97,6 +97,10 @@ def test_the_steps_one_by_one_lead_to_the_same_batch() -> None:
     assert torch.equal(shown.padded[:, :, 12:-12, 12:-12], photographs())
     assert shown.padded.long().sum() == photographs().long().sum()
     assert torch.equal(shown.cropped, random_crop(photographs(), 96, pad=12, generator=seeded(5)))
+    (row, column), padded = shown.corners[0].tolist(), shown.padded[0]
+    assert torch.equal(padded[:, row : row + 96, column : column + 96], shown.cropped[0])
+    for mirrored, before, after in zip(shown.mirrored, shown.cropped, shown.flipped, strict=True):
+        assert torch.equal(after, before.flip(2) if mirrored else before)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

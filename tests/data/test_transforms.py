@@ -76,6 +76,20 @@ def test_normalize_is_the_formula() -> None:
     assert normalize(images.double(), 0.0607, 0.2161).dtype == torch.float64
 
 
+def test_normalize_takes_one_mean_and_deviation_a_channel() -> None:
+    images = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8, generator=seeded())
+    mean, std = (0.1, 0.2, 0.3), (0.5, 1.0, 2.0)
+    found = normalize(images, mean, std)
+    for channel in range(3):
+        expected = normalize(images[:, channel], mean[channel], std[channel])
+        assert torch.equal(found[:, channel], expected)
+    assert normalize(images.double(), mean, 0.5).dtype == torch.float64
+    with pytest.raises(ShapeError, match=r"expected images \(..., 2, H, W\) for a mean .* got shape \(2, 3,"):
+        normalize(images, (0.1, 0.2), 1.0)
+    with pytest.raises(SettingError, match=r"positive standard deviation, got \(1.0, 0.0, 1.0\)"):
+        normalize(images, mean, (1.0, 0.0, 1.0))
+
+
 def test_refuses_settings_that_cannot_work() -> None:
     images = torch.zeros(2, 1, 4, 4)
     for low, high in [(0.0, 1.0), (2.0, 1.0), (float("nan"), 1.0)]:

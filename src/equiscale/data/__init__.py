@@ -3,13 +3,16 @@
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
-from equiscale.data import digits_scale, mnist_large_scale, mnist_scale, mnist_stir
-from equiscale.data.dataset import Dataset, DatasetInfo
+from equiscale.data import (
+    digits_scale,
+    image_folder,
+    imagenette,
+    mnist_large_scale,
+    mnist_scale,
+    mnist_stir,
+    stl10,
+)
+from equiscale.data.dataset import Dataset, DatasetInfo, load_split
 from equiscale.data.loader import TensorBatches
 from equiscale.data.root import data_root
 from equiscale.data.transforms import normalize, random_rescale
@@ -28,7 +31,15 @@ __all__ = [
 ]
 
 # A new data set is one file with an INFO, and one entry here.
-_INFOS: Final = (mnist_scale.INFO, digits_scale.INFO, *mnist_large_scale.INFOS, *mnist_stir.INFOS)
+_INFOS: Final = (
+    mnist_scale.INFO,
+    digits_scale.INFO,
+    *mnist_large_scale.INFOS,
+    *mnist_stir.INFOS,
+    stl10.INFO,
+    stl10.FOLDS_INFO,
+    imagenette.INFO,
+)
 _REGISTRY: Final = {info.name: info for info in _INFOS}
 
 
@@ -42,18 +53,26 @@ def list_datasets() -> list[str]:
     return sorted(_REGISTRY)
 
 
-def dataset_info(name: str) -> DatasetInfo:
+def dataset_info(name: str, *, root: Path | str | None = None) -> DatasetInfo:
     """The description of a data set: citation, licence, sizes and normalisation.
+
+    Args:
+        name: A name that ``list_datasets`` gives, or ``"folder:PATH"`` for a folder of images
+            (``equiscale.data.image_folder``).
+        root: The folder of prepared data, which a folder of images needs; ``None`` as for ``data_root``.
 
     Raises:
         SettingError: If there is no data set of this name.
+        DataError: If a folder of images cannot be read.
 
     Example:
         >>> dataset_info("mnist-scale").split_sizes["test"]
         50000
     """
+    if name.startswith(image_folder.PREFIX):
+        return image_folder.folder_info(image_folder.parse_name(name), root)
     if name not in _REGISTRY:
-        raise SettingError(f"expected a data set of {list_datasets()}, got {name!r}")
+        raise SettingError(f"expected a data set of {list_datasets()} or 'folder:PATH', got {name!r}")
     return _REGISTRY[name]
 
 
@@ -61,7 +80,7 @@ def load(name: str, *, split: str, realisation: int = 0, root: Path | str | None
     """Load one split of one realisation and check it.
 
     Args:
-        name: A name that ``list_datasets`` gives.
+        name: A name that ``list_datasets`` gives, or ``"folder:PATH"`` for a folder of images.
         split: ``"train"``, ``"val"`` or ``"test"``.
         realisation: The number of the realisation; not the training seed.
         root: The folder of prepared data; ``None`` as for ``data_root``.
@@ -80,33 +99,5 @@ def load(name: str, *, split: str, realisation: int = 0, root: Path | str | None
         >>> tuple(train.images.shape), train.num_classes
         ((1000, 1, 28, 28), 10)
     """
-    info = dataset_info(name)
-    if split not in info.split_sizes:
-        raise SettingError(
-            f"expected a split of {name} of {list(info.split_sizes)}, got {split!r}{_hint(split)}"
-        )
-    if realisation not in range(info.realisations):
-        raise SettingError(
-            f"expected a realisation of {name} of {list(range(info.realisations))}, got {realisation!r}"
-        )
-    read = info.read(realisation, data_root(root))
-    arrays = read.splits[split]
-    return Dataset(
-        images=_image_tensor(arrays.images),
-        labels=torch.tensor(arrays.labels, dtype=torch.int64),
-        factors=torch.tensor(arrays.factors),
-        info=info,
-        split=split,
-        realisation=realisation,
-        checksum=read.checksum,
-    )
-
-
-def _image_tensor(images: NDArray[np.uint8]) -> Tensor:
-    """``(N, C, H, W)`` over the memory of the array, which may be mapped from a file."""
-    tensor = torch.from_numpy(images)
-    return tensor.unsqueeze(1) if tensor.ndim == 3 else tensor  # (N, H, W) -> (N, C, H, W)
-
-
-def _hint(split: str) -> str:
-    return "; it has no validation images: train without them" if split == "val" else ""
+    info = dataset_info(name, root=root)
+    return load_split(info, split=split, realisation=realisation, root=data_root(root))

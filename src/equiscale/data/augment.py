@@ -27,13 +27,17 @@ class Steps:
 
     Args:
         padded: ``(B, C, H + 2 pad, W + 2 pad)``, with zeros around.
+        corners: ``(B, 2)``, the row and column of each crop's corner in the padded image.
         cropped: ``(B, C, crop, crop)``.
-        flipped: The same, some mirrored.
+        mirrored: ``(B,)``, which are mirrored.
+        flipped: Images as ``cropped``, some mirrored.
         cut: The same, normalised, each with one hole of zeros.
     """
 
     padded: Tensor
+    corners: Tensor
     cropped: Tensor
+    mirrored: Tensor
     flipped: Tensor
     cut: Tensor
 
@@ -94,10 +98,12 @@ def steps(images: Tensor, *, mean: ChannelValues, std: ChannelValues, seed: int,
         ((2, 3, 120, 120), (2, 3, 96, 96))
     """
     generator = torch.Generator().manual_seed(seed)
-    cropped = random_crop(images, crop, pad=PAD, generator=generator)
-    flipped = random_flip(cropped, generator=generator)
+    corners = _draw_corners(images, crop, PAD, generator)
+    cropped = _crop(images, crop, PAD, corners)
+    mirrored = _draw_mirrored(images, generator)
+    flipped = _flip(cropped, mirrored)
     cut = random_cutout(normalize(flipped, mean, std), CUTOUT, generator=generator)
-    return Steps(padded=F.pad(images, [PAD] * 4), cropped=cropped, flipped=flipped, cut=cut)
+    return Steps(F.pad(images, [PAD] * 4), corners, cropped, mirrored, flipped, cut)
 
 
 def random_crop(images: Tensor, size: int, *, pad: int = 0, generator: torch.Generator) -> Tensor:
@@ -125,17 +131,7 @@ def random_crop(images: Tensor, size: int, *, pad: int = 0, generator: torch.Gen
     """
     _check_batch(images)
     check_generator(generator)
-    height, width = (side + 2 * pad for side in images.shape[2:])
-    if pad < 0 or not 1 <= size <= min(height, width):
-        raise SettingError(
-            f"expected pad >= 0 and a crop of 1 to {min(height, width)} pixels for images of "
-            f"{images.shape[2]}×{images.shape[3]} with pad={pad}, got a crop of {size}"
-        )
-    rows = _draw(height - size + 1, len(images), generator).to(images.device)
-    columns = _draw(width - size + 1, len(images), generator).to(images.device)
-    # A view of all squares, (B, C, rows, columns, size, size), of which each image keeps one.
-    squares = F.pad(images, [pad] * 4).unfold(2, size, 1).unfold(3, size, 1)
-    return squares[torch.arange(len(images), device=images.device), :, rows, columns]
+    return _crop(images, size, pad, _draw_corners(images, size, pad, generator))
 
 
 def random_flip(images: Tensor, *, generator: torch.Generator) -> Tensor:
@@ -159,8 +155,7 @@ def random_flip(images: Tensor, *, generator: torch.Generator) -> Tensor:
     """
     _check_batch(images)
     check_generator(generator)
-    mirrored = _draw(2, len(images), generator).to(images.device, torch.bool)
-    return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
+    return _flip(images, _draw_mirrored(images, generator))
 
 
 def random_cutout(images: Tensor, size: int, *, generator: torch.Generator) -> Tensor:
@@ -196,6 +191,33 @@ def random_cutout(images: Tensor, size: int, *, generator: torch.Generator) -> T
     columns = _inside(_draw(width, len(images), generator), size, width)
     hole = rows.to(images.device)[:, None, :, None] & columns.to(images.device)[:, None, None, :]
     return images.masked_fill(hole, 0)  # (B, 1, H, W) on (B, C, H, W)
+
+
+def _draw_corners(images: Tensor, size: int, pad: int, generator: torch.Generator) -> Tensor:
+    """Row and column of each crop's corner in the padded image, ``(B, 2)``."""
+    height, width = (side + 2 * pad for side in images.shape[2:])
+    if pad < 0 or not 1 <= size <= min(height, width):
+        raise SettingError(
+            f"expected pad >= 0 and a crop of 1 to {min(height, width)} pixels for images of "
+            f"{images.shape[2]}×{images.shape[3]} with pad={pad}, got a crop of {size}"
+        )
+    choices = (height - size + 1, width - size + 1)
+    return torch.stack([_draw(count, len(images), generator) for count in choices], 1)
+
+
+def _crop(images: Tensor, size: int, pad: int, corners: Tensor) -> Tensor:
+    rows, columns = corners.to(images.device).unbind(1)
+    # A view of all squares, (B, C, rows, columns, size, size), of which each image keeps one.
+    squares = F.pad(images, [pad] * 4).unfold(2, size, 1).unfold(3, size, 1)
+    return squares[torch.arange(len(images), device=images.device), :, rows, columns]
+
+
+def _draw_mirrored(images: Tensor, generator: torch.Generator) -> Tensor:
+    return _draw(2, len(images), generator).to(torch.bool)
+
+
+def _flip(images: Tensor, mirrored: Tensor) -> Tensor:
+    return torch.where(mirrored.to(images.device).view(-1, 1, 1, 1), images.flip(3), images)
 
 
 def _inside(centers: Tensor, size: int, side: int) -> Tensor:

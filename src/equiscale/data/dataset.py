@@ -4,10 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from equiscale.data.scale_recipe import Split
 from equiscale.data.transforms import ChannelValues
+from equiscale.errors import SettingError
 
 
 @dataclass(frozen=True)
@@ -124,3 +126,33 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+def load_split(info: DatasetInfo, *, split: str, realisation: int, root: Path) -> Dataset:
+    """Read one split of a described data set; images that are mapped from a file stay there.
+
+    Raises:
+        SettingError: If the data set has no such split or realisation.
+        DataError: If the data set has not been prepared, or is damaged.
+    """
+    if split not in info.split_sizes:
+        hint = "; it has no validation images: train without them" if split == "val" else ""
+        raise SettingError(
+            f"expected a split of {info.name} of {list(info.split_sizes)}, got {split!r}{hint}"
+        )
+    if realisation not in range(info.realisations):
+        raise SettingError(
+            f"expected a realisation of {info.name} of {list(range(info.realisations))}, got {realisation!r}"
+        )
+    read = info.read(realisation, root)
+    arrays = read.splits[split]
+    images = torch.from_numpy(arrays.images)
+    return Dataset(
+        images=images.unsqueeze(1) if images.ndim == 3 else images,  # (N, H, W) -> (N, C, H, W)
+        labels=torch.tensor(arrays.labels, dtype=torch.int64),
+        factors=torch.tensor(arrays.factors),
+        info=info,
+        split=split,
+        realisation=realisation,
+        checksum=read.checksum,
+    )

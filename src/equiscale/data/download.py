@@ -106,6 +106,28 @@ def file_checksum(path: Path, like: str | None) -> str | None:
     return f"{algorithm}:{digest.hexdigest()}"
 
 
+def percent_lines(tell: Callable[[str], None], name: str, *, step: int = 5) -> Progress:
+    """A progress that tells a line of text every few percent.
+
+    Example:
+        >>> progress = percent_lines(print, "numbers.tar", step=50)
+        >>> for done in range(5):
+        ...     progress(done << 20, 4 << 20)
+        numbers.tar: 0 of 4 MiB
+        numbers.tar: 2 of 4 MiB
+        numbers.tar: 4 of 4 MiB
+    """
+    told: set[int] = set()
+
+    def progress(done: int, total: int | None) -> None:
+        mark = done * 100 // (step * total) if total else done >> 28
+        if mark not in told:
+            told.add(mark)
+            tell(f"{name}: {done >> 20} of {total >> 20 if total else '?'} MiB")
+
+    return progress
+
+
 class _Transfer:
     """One mirror's bytes on their way to the part file."""
 

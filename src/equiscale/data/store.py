@@ -1,0 +1,188 @@
+"""A folder of prepared arrays with a manifest: checked once when it is made, opened by memory map after."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equiscale._files import atomic_path
+from equiscale.data.download import file_checksum
+from equiscale.data.scale_recipe import Split
+from equiscale.errors import ChecksumError, DataError
+
+MANIFEST: Final = "manifest.json"
+FORMAT_VERSION: Final = 1
+SPLIT_ORDER: Final = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class FileStamp:
+    """By what a file is recognised.
+
+    Args:
+        size: Its size in bytes.
+        mtime_ns: The time of its last change: while it is the same, the file need not be read.
+        checksum: ``"sha256:…"`` of its bytes, which decides when the time has changed.
+    """
+
+    size: int
+    mtime_ns: int
+    checksum: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a folder of prepared arrays holds.
+
+    Args:
+        dataset: The data set's name.
+        checksum: The checksum of the data set, as hex digits.
+        files: The stamp of each file, by name.
+        notes: What else the data set wants to remember, as JSON.
+        version: The version of the format.
+    """
+
+    dataset: str
+    checksum: str
+    files: Mapping[str, FileStamp]
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    version: int = FORMAT_VERSION
+
+
+def write_manifest(
+    folder: Path, dataset: str, *, checksum: str, notes: Mapping[str, Any] | None = None
+) -> Manifest:
+    """Stamp every file of a folder and write its manifest."""
+    files = {path.name: _stamp(path) for path in sorted(folder.iterdir())}
+    manifest = Manifest(dataset, checksum, files, dict(notes or {}))
+    (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n")
+    return manifest
+
+
+def read_manifest(folder: Path, *, mend: str) -> Manifest:
+    """The manifest of a folder whose files are those that were stamped.
+
+    Files of another time of change, as after copying the folder, are read and compared once more.
+
+    Args:
+        folder: The folder.
+        mend: What to do when something is wrong, for the messages.
+
+    Raises:
+        DataError: If the manifest or a file is missing, of another size, or of another format version.
+        ChecksumError: If a file's bytes are not the stamped ones.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise DataError(f"expected prepared data in {folder}, got no {MANIFEST}; {mend}")
+    try:
+        manifest = _parse(json.loads(path.read_text()))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"expected a manifest in {path}, got: {error!r}; {mend}") from error
+    if manifest.version != FORMAT_VERSION:
+        raise DataError(f"expected format version {FORMAT_VERSION} in {path}, got {manifest.version}; {mend}")
+    for name, stamp in manifest.files.items():
+        _check_file(folder / name, stamp, mend)
+    return manifest
+
+
+def found_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a finished and valid folder."""
+    try:
+        return read_manifest(folder, mend="")
+    except DataError:
+        return None
+
+
+def save_splits(
+    folder: Path, dataset: str, splits: Mapping[str, Split], *, notes: Mapping[str, Any] | None = None
+) -> Manifest:
+    """Write the images and labels of each split as ``.npy`` files, and the manifest; all or nothing."""
+    checksum = arrays_checksum(splits)
+    try:
+        with atomic_path(folder) as temporary:
+            temporary.mkdir()
+            for name, split in splits.items():
+                np.save(temporary / f"{name}-images.npy", split.images, allow_pickle=False)
+                np.save(temporary / f"{name}-labels.npy", split.labels, allow_pickle=False)
+            return write_manifest(temporary, dataset, checksum=checksum, notes=notes)
+    except OSError:
+        found = found_manifest(folder)
+        if found is None or found.checksum != checksum:
+            raise
+        return found  # another process was quicker
+
+
+def open_splits(folder: Path, names: Iterable[str], *, mend: str) -> dict[str, Split]:
+    """The splits that ``save_splits`` wrote; images stay in their files until they are used.
+
+    Raises:
+        DataError: If a file is no array, or not as many images as labels are there.
+    """
+    splits = {}
+    for name in names:
+        try:
+            images = np.load(folder / f"{name}-images.npy", mmap_mode="c", allow_pickle=False)
+            labels = np.load(folder / f"{name}-labels.npy", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(
+                f"expected arrays of the split {name} in {folder}, got: {error}; {mend}"
+            ) from error
+        splits[name] = unscaled(images, labels)
+    return splits
+
+
+def map_bytes(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """The bytes of a file as an array that stays in the file until it is used.
+
+    The map is copy-on-write: what a caller writes to the array never reaches the file.
+    """
+    return np.memmap(path, np.uint8, mode="c", shape=shape)
+
+
+def unscaled(images: NDArray[np.uint8], labels: NDArray[Any]) -> Split:
+    """A split of images as they were taken: every scale factor is 1."""
+    return Split(images, labels, np.ones(len(labels)))
+
+
+def arrays_checksum(splits: Mapping[str, Split]) -> str:
+    """SHA-256 over images and labels (as int64) of train, val and test, in this order, as hex digits."""
+    digest = hashlib.sha256()
+    for name in SPLIT_ORDER:
+        if name in splits:
+            digest.update(np.ascontiguousarray(splits[name].images).data)
+            digest.update(np.ascontiguousarray(splits[name].labels, "<i8").data)
+    return digest.hexdigest()
+
+
+def _parse(stored: dict[str, Any]) -> Manifest:
+    files = {_plain(name): FileStamp(**stamp) for name, stamp in stored.pop("files").items()}
+    return Manifest(files=files, **stored)
+
+
+def _plain(name: str) -> str:
+    """A manifest speaks of the files beside it and of no others."""
+    if Path(name).name != name:
+        raise ValueError(f"expected the name of a file, got {name!r}")
+    return name
+
+
+def _stamp(path: Path) -> FileStamp:
+    state = path.stat()
+    return FileStamp(state.st_size, state.st_mtime_ns, str(file_checksum(path, "sha256:")))
+
+
+def _check_file(path: Path, stamp: FileStamp, mend: str) -> None:
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise DataError(f"expected the prepared file {path}, got none; {mend}") from error
+    if state.st_size != stamp.size:
+        raise DataError(f"expected {stamp.size} bytes in {path}, got {state.st_size}; {mend}")
+    if state.st_mtime_ns != stamp.mtime_ns and file_checksum(path, "sha256:") != stamp.checksum:
+        raise ChecksumError(f"expected {stamp.checksum} of {path}, found another: it is damaged; {mend}")
