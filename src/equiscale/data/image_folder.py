@@ -142,7 +142,7 @@ def folder_info(settings: FolderSettings, root: Path | str | None = None) -> Dat
         licence="that of the images",
         image_shape=(CHANNELS, settings.size, settings.size),
         num_classes=len(notes["classes"]),
-        split_sizes=notes["sizes"],
+        split_sizes={name: notes["sizes"][name] for name in SPLIT_ORDER if name in notes["sizes"]},
         realisations=1,
         mean=tuple(notes["mean"]),
         std=tuple(notes["std"]),
@@ -235,6 +235,12 @@ def _list_files(path: Path) -> tuple[list[str], list[_File]]:
             "give the folder that holds train/"
         )
     home = path.resolve()
+    for split in SPLIT_ORDER:
+        if not (path / split).resolve().is_relative_to(home):
+            raise DataError(
+                f"expected {split} inside {path}, got a link that leads out of it, to "
+                f"{(path / split).resolve()}; put the images themselves there"
+            )
     classes = [folder.name for folder in _folders(path / "train", home)]
     files = []
     for split in SPLIT_ORDER:

@@ -58,7 +58,9 @@ CLASSES: Final = {
 }
 
 _SPLITS: Final = {"train": "train", "val": "test"}  # the archives' words and ours
-_MEMBER: Final = re.compile(r"(?:\./)?[\w.-]+/(train|val)/(\w+)/([^/\\]+\.(?:jpe?g|webp|png))", re.IGNORECASE)
+_MEMBER: Final = re.compile(
+    r"(?:\./)?\w[\w.-]*/(train|val)/(\w+)/([^/\\]+\.(?:jpe?g|webp|png))", re.IGNORECASE
+)
 _DAMAGES: Final = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error)
 _MAX_ARCHIVE_BYTES: Final = 1 << 28
 _MAX_MEMBER_BYTES: Final = 4 << 20
