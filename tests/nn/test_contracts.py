@@ -26,7 +26,16 @@ from equiscale.nn import (
     ScaleDropout2d,
     ScaleMaxPool2d,
     ScaleProjection,
+    ScaleSpaceConv2d,
+    ScaleSpaceLift2d,
     SteerableConv2d,
+    VectorFieldBatchNorm2d,
+    VectorFieldConv2d,
+    VectorFieldDropout,
+    VectorFieldDropout2d,
+    VectorFieldLift2d,
+    VectorFieldMagnitude,
+    VectorFieldMaxPool2d,
 )
 
 GRID = ScaleGrid.geometric(1.0, 1.5, 3)
@@ -35,6 +44,10 @@ STEERABLE = {"kernel_size": 7, "grid": GRID, "basis": BASIS}
 
 IMAGE, MAP = (2, 4, 8, 9), (2, 4, 3, 8, 9)
 NOT_A_MAP = [((2, 4, 8, 9), r"got \(2, 4, 8, 9\)"), ((4, 3, 8, 9, 1, 1), r"got \(4, 3, 8, 9, 1, 1\)")]
+
+
+FIELD = (2, 4, 2, 8, 9)
+NOT_A_FIELD = [(IMAGE, r"got \(2, 4, 8, 9\)"), (MAP, r"got \(2, 4, 3, 8, 9\)")]
 
 
 @dataclass(frozen=True)
@@ -48,6 +61,7 @@ class Row:
     shown: str = ""
     wrong_inputs: list[tuple[tuple[int, ...], str]] = field(default_factory=lambda: NOT_A_MAP)
     wrong_settings: list[tuple[dict, str]] = field(default_factory=list)
+    legal: dict | None = None  # the settings around a wrong one, where they are not the usual
 
     @property
     def layer(self) -> type[nn.Module]:
@@ -68,6 +82,11 @@ WRONG_POOL = [
     ({"kernel_size": 0}, "kernel_size and stride of at least 1, got 0 and None"),
     ({"kernel_size": 2, "stride": 0}, "kernel_size and stride of at least 1, got 2 and 0"),
     ({"kernel_size": 3, "padding": 2}, "padding of 0 to 1, half the kernel, got 2"),
+]
+WRONG_FIELD_FILTERS = [
+    ({"in_channels": 0}, "at least 1 channel in and out, got 0 and 6"),
+    ({"kernel_size": 4}, "an odd kernel_size, got 4; a centred filter needs a central pixel"),
+    ({"padding": -1}, "a padding of at least 0 or 'same', got -1"),
 ]
 
 ROWS = {
@@ -200,6 +219,106 @@ ROWS |= {
                 ]
             )
         ],
+    ),
+    "VectorFieldLift2d": Row(
+        lambda: VectorFieldLift2d(4, 6, kernel_size=3),
+        input=IMAGE,
+        output=(2, 6, 2, 8, 9),
+        state={"weight": (6, 4, 3, 3)},
+        shown="4, 6, kernel_size=3, padding='same', ScaleAngles(num_small=5, num_big=3, base=1.26",
+        wrong_inputs=[
+            (FIELD, r"an image \(B, 4, H, W\), got \(2, 4, 2, 8, 9\)"),
+            ((2, 3, 8, 9), r"an image \(B, 4, H, W\), got \(2, 3, 8, 9\)"),
+        ],
+        wrong_settings=WRONG_FIELD_FILTERS,
+        legal={"in_channels": 4, "out_channels": 6, "kernel_size": 3},
+    ),
+    "VectorFieldConv2d": Row(
+        lambda: VectorFieldConv2d(4, 6, kernel_size=3, padding=0),
+        input=FIELD,
+        output=(2, 6, 2, 6, 7),
+        state={"weight_u": (6, 4, 3, 3), "weight_v": (6, 4, 3, 3)},
+        shown="angle_range=2.0943951023931953), turn='equivariant'",
+        wrong_inputs=[*NOT_A_FIELD, ((2, 3, 2, 8, 9), r"\(B, 4, 2, H, W\), got \(2, 3, 2, 8, 9\)")],
+        wrong_settings=[
+            *WRONG_FIELD_FILTERS,
+            ({"turn": "left"}, "a turn of equivariant, published, got 'left'"),
+        ],
+        legal={"in_channels": 4, "out_channels": 6, "kernel_size": 3},
+    ),
+    "VectorFieldMaxPool2d": Row(
+        lambda: VectorFieldMaxPool2d(3, stride=2, padding=1),
+        input=FIELD,
+        output=(2, 4, 2, 4, 5),
+        shown="3, stride=2, padding=1",
+        wrong_inputs=NOT_A_FIELD,
+        wrong_settings=WRONG_POOL,
+    ),
+    "VectorFieldBatchNorm2d": Row(
+        lambda: VectorFieldBatchNorm2d(4),
+        input=FIELD,
+        output=FIELD,
+        state={"weight": (1, 4, 1, 1), "running_var": (1, 4, 1, 1)},
+        shown="4, momentum=0.5, eps=1e-05",
+        wrong_inputs=[*NOT_A_FIELD, ((2, 3, 2, 8, 9), r"\(B, 4, 2, H, W\), got \(2, 3, 2, 8, 9\)")],
+        wrong_settings=[
+            ({"num_features": 0}, "at least 1 feature, .* got 0, 0.5 and 1e-05"),
+            ({"momentum": 1.5}, "momentum in .* got 4, 1.5 and 1e-05"),
+            ({"eps": -1.0}, "an eps of at least 0, got 4, 0.5 and -1.0"),
+        ],
+        legal={"num_features": 4},
+    ),
+    "VectorFieldMagnitude": Row(VectorFieldMagnitude, input=FIELD, output=IMAGE, wrong_inputs=NOT_A_FIELD),
+    "VectorFieldDropout": Row(
+        lambda: VectorFieldDropout(0.3),
+        input=FIELD,
+        output=FIELD,
+        shown="p=0.3",
+        wrong_inputs=NOT_A_FIELD,
+        wrong_settings=WRONG_P,
+    ),
+    "VectorFieldDropout2d": Row(
+        lambda: VectorFieldDropout2d(0.3),
+        input=FIELD,
+        output=FIELD,
+        shown="p=0.3",
+        wrong_inputs=NOT_A_FIELD,
+        wrong_settings=WRONG_P,
+    ),
+    "ScaleSpaceLift2d": Row(
+        lambda: ScaleSpaceLift2d(3),
+        input=IMAGE,
+        shown="3, base=2, zero_scale=0.25, padding_mode='zeros'",
+        wrong_inputs=[(MAP, r"an image \(B, C, H, W\), got \(2, 4, 3, 8, 9\)")],
+        wrong_settings=[
+            ({"num_scales": 0}, "num_scales of at least 1, got 0"),
+            ({"base": 1}, "a base larger than 1 and a positive zero_scale, got 1 and 0.25"),
+            ({"zero_scale": 0.0}, "a positive zero_scale, got 2 and 0.0"),
+            ({"padding_mode": "wrap"}, "padding_mode to be one of zeros, .*, got 'wrap'"),
+        ],
+        legal={"num_scales": 3},
+    ),
+    "ScaleSpaceConv2d": Row(
+        lambda: ScaleSpaceConv2d(4, 6, kernel_size=3, num_scales=2, scale_size=2, stride=2, bias=True),
+        output=(2, 6, 2, 4, 5),
+        state={"weight": (6, 4, 2, 3, 3), "bias": (6,)},
+        shown="4, 6, kernel_size=3, num_scales=2, scale_size=2, base=2, bias=True, stride=2, padding=same",
+        wrong_inputs=[
+            (IMAGE, r"\(B, 4, 2 or more, H, W\), got \(2, 4, 8, 9\)"),
+            ((2, 4, 1, 8, 9), r"\(B, 4, 2 or more, H, W\), got \(2, 4, 1, 8, 9\)"),
+            ((2, 3, 2, 8, 9), r"\(B, 4, 2 or more, H, W\), got \(2, 3, 2, 8, 9\)"),
+        ],
+        wrong_settings=[
+            ({"in_channels": 0}, "positive multiples of groups=1 as channels, got 0 and 6"),
+            ({"groups": 4}, "positive multiples of groups=4 as channels, got 4 and 6"),
+            ({"num_scales": 0}, "num_scales of at least 1, got 0"),
+            ({"scale_size": 3}, "scale_size of 1 to 2, the scales, got 3"),
+            ({"kernel_size": 4}, "an odd kernel_size, got 4; a centred filter"),
+            ({"base": 2.0}, "a whole number of at least 2 as base, got 2.0"),
+            ({"padding": 0}, "padding='same' or 1, half the filter before its dilation, got 0"),
+            ({"stride": 0}, "stride of at least 1"),
+        ],
+        legal={"in_channels": 4, "out_channels": 6, "kernel_size": 3, "num_scales": 2},
     ),
 }
 
@@ -338,6 +457,8 @@ def test_refuses_wrong_settings(row: Row, settings: dict, text: str) -> None:
     legal = {"in_channels": 4, "out_channels": 6} if "weight" in row.state else {}
     if issubclass(row.layer, SteerableConv2d):
         legal |= STEERABLE
+    if row.legal is not None:
+        legal = row.legal
     error: type[EquiscaleError] = SettingError
     with pytest.raises(error, match="expected .*" + text):
         row.layer(**{**legal, **settings})

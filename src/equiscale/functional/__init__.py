@@ -1,16 +1,29 @@
 """Pure functions on tensors: the mathematics of the layers."""
 
 from equiscale.functional.conv import lift_conv2d, pointwise_scale_conv2d, scale_conv2d
+from equiscale.functional.deep_scale_space import discrete_gaussian, scale_space_conv2d, scale_space_lift2d
 from equiscale.functional.dropout import scale_channel_dropout, scale_dropout2d
 from equiscale.functional.filters import support_windows, synthesize_filters
 from equiscale.functional.geometry import ConvGeometry, GeometryOptions
 from equiscale.functional.learnable_scale import sample_hermite
 from equiscale.functional.pool import scale_avg_pool2d, scale_max_pool2d
 from equiscale.functional.project import scale_projection
+from equiscale.functional.vector_field import (
+    ScaleAngles,
+    vector_field_batch_norm2d,
+    vector_field_conv2d,
+    vector_field_dropout,
+    vector_field_lift2d,
+    vector_field_magnitude,
+    vector_field_max_pool2d,
+    vector_field_variance,
+)
 
 __all__ = [
     "ConvGeometry",
     "GeometryOptions",
+    "ScaleAngles",
+    "discrete_gaussian",
     "lift_conv2d",
     "pointwise_scale_conv2d",
     "sample_hermite",
@@ -20,6 +33,15 @@ __all__ = [
     "scale_dropout2d",
     "scale_max_pool2d",
     "scale_projection",
+    "scale_space_conv2d",
+    "scale_space_lift2d",
     "support_windows",
     "synthesize_filters",
+    "vector_field_batch_norm2d",
+    "vector_field_conv2d",
+    "vector_field_dropout",
+    "vector_field_lift2d",
+    "vector_field_magnitude",
+    "vector_field_max_pool2d",
+    "vector_field_variance",
 ]
