@@ -14,20 +14,30 @@ import equiscale.nn
 from equiscale import HermiteBasis, ScaleGrid
 from equiscale.errors import EquiscaleError, SettingError, ShapeError
 from equiscale.nn import (
+    ColumnBatchNorm2d,
+    InputPyramid,
     LearnableLiftConv2d,
     LearnableScaleConv2d,
     LearnableScales,
     LiftConv2d,
+    LocallyScaleInvariantConv2d,
+    MultiColumnConv2d,
+    MultiColumnLift2d,
     PointwiseScaleConv2d,
+    RescaledKernelConv2d,
+    RescaledKernelLift2d,
     ScaleAvgPool2d,
     ScaleBatchNorm2d,
     ScaleChannelDropout,
     ScaleConv2d,
     ScaleDropout2d,
     ScaleMaxPool2d,
+    ScalePool,
     ScaleProjection,
     ScaleSpaceConv2d,
     ScaleSpaceLift2d,
+    ScaleSteeredConv2d,
+    ScaleSteering,
     SteerableConv2d,
     VectorFieldBatchNorm2d,
     VectorFieldConv2d,
@@ -164,6 +174,7 @@ ROWS = {
     "ScaleChannelDropout": Row(lambda: ScaleChannelDropout(0.3), shown="p=0.3", wrong_settings=WRONG_P),
 }
 
+
 LEARNABLE = {"kernel_size": 7, "basis": BASIS}
 LEARNED_STATE = {"scales.log_min_scale": (), "scales.log_range": ()}
 
@@ -219,6 +230,134 @@ ROWS |= {
                 ]
             )
         ],
+    ),
+}
+
+RESCALING = {"in_channels": 4, "out_channels": 6, "kernel_size": 3, "scales": [0.5, 1.0, 2.0]}
+RESIZED = {"in_channels": 4, "out_channels": 6, "kernel_sizes": [3, 5, 7]}
+NO_SCALE_PADDING = ({"scale_padding": "replicate"}, "no scale_padding, .* got 'replicate'")
+WRONG_CANONICAL = [
+    ({"in_channels": 0}, "in_channels to be a positive multiple of groups=1, got 0"),
+    ({"out_channels": 4, "groups": 4, "in_channels": 6}, "in_channels .* multiple of groups=4, got 6"),
+    ({"kernel_size": 4}, "an odd kernel_size of at least 1, got 4"),
+    ({"stride": 0}, "stride of at least 1, one number for both axes, got 0"),
+    NO_SCALE_PADDING,
+]
+WRONG_RESIZED = [
+    ({"out_channels": 0}, "out_channels to be a positive multiple of groups=1, got 0"),
+    ({"kernel_sizes": [3, 4]}, r"odd increasing kernel_sizes, got \[3, 4\]"),
+    ({"kernel_sizes": [5, 3]}, r"odd increasing kernel_sizes, got \[5, 3\]"),
+    ({"kernel_sizes": []}, r"odd increasing kernel_sizes, got \[\]"),
+    ({"interpolation": "cubic"}, "interpolation of nearest, bilinear, bicubic, area, got 'cubic'"),
+    ({"border": "zeros"}, "a border of padded, blank, got 'zeros'"),
+    ({"border": "blank", "stride": 2}, "neither stride, padding nor groups with .*, got stride=2"),
+    NO_SCALE_PADDING,
+]
+WRONG_PYRAMID = [
+    ({"pool": "sum"}, "a pool of max, mean, got 'sum'"),
+    ({"canvas": "cut"}, "a canvas of same, resized, got 'cut'"),
+    ({"method": "nearest"}, "a method of bicubic, bilinear, got 'nearest'"),
+]
+ROWS |= {
+    "LocallyScaleInvariantConv2d": Row(
+        lambda: LocallyScaleInvariantConv2d(**RESCALING, padding="same", stride=2, groups=2),
+        input=IMAGE,
+        output=(2, 6, 4, 5),
+        state={"weight": (6, 2, 3, 3), "bias": (6,)},
+        shown="4, 6, kernel_size=3, scales=[0.5, 1.0, 2.0], resampling='published', bias=True, stride=2",
+        wrong_inputs=[
+            (MAP, r"an image \(B, 4, H, W\), got \(2, 4, 3, 8, 9\)"),
+            ((2, 3, 8, 9), r"an image \(B, 4, H, W\), got \(2, 3, 8, 9\)"),
+        ],
+        wrong_settings=[
+            *WRONG_CANONICAL,
+            ({"resampling": "exact"}, "a resampling of published, centred, got 'exact'"),
+        ],
+        legal=RESCALING,
+    ),
+    "MultiColumnLift2d": Row(
+        lambda: MultiColumnLift2d(**RESCALING, bias=True, groups=2),
+        input=IMAGE,
+        output=(2, 6, 3, 8, 9),
+        state={"weight": (6, 2, 3, 3), "bias": (6,)},
+        shown="4, 6, kernel_size=3, scales=[0.5, 1.0, 2.0], bias=True, padding=same, groups=2",
+        wrong_inputs=[
+            (MAP, r"an image \(B, 4, H, W\), got \(2, 4, 3, 8, 9\); use MultiColumnConv2d"),
+            ((2, 3, 8, 9), r"an image \(B, 4, H, W\) or .*, got \(2, 3, 8, 9\)"),
+        ],
+        wrong_settings=[
+            *WRONG_CANONICAL,
+            ({"scales": [0.2, 1.0]}, "leave something of a kernel of 3 pixels, got 0.2, which falls between"),
+        ],
+        legal=RESCALING,
+    ),
+    "MultiColumnConv2d": Row(
+        lambda: MultiColumnConv2d(**RESCALING, stride=2),
+        output=(2, 6, 3, 4, 5),
+        state={"weight": (6, 4, 3, 3)},
+        shown="bias=False, stride=2, padding=same",
+        wrong_inputs=[
+            (IMAGE, r"a scale map \(B, 4, 3, H, W\), got \(2, 4, 8, 9\); use MultiColumnLift2d"),
+            ((2, 4, 2, 8, 9), r"a scale map \(B, 4, 3, H, W\), got \(2, 4, 2, 8, 9\)"),
+        ],
+        wrong_settings=WRONG_CANONICAL,
+        legal=RESCALING,
+    ),
+    "ColumnBatchNorm2d": Row(
+        lambda: ColumnBatchNorm2d(4, 3),
+        state={
+            "weight": (12,),
+            "bias": (12,),
+            "running_mean": (12,),
+            "running_var": (12,),
+            "num_batches_tracked": (),
+        },
+        shown="4, 3, eps=1e-05, momentum=0.1",
+        wrong_inputs=[*NOT_A_MAP, ((2, 3, 4, 8, 9), r"\(B, 4, 3, H, W\), got \(2, 3, 4, 8, 9\)")],
+        wrong_settings=[({"num_scales": 0}, "num_channels and num_scales of at least 1, got 4 and 0")],
+        legal={"num_channels": 4, "num_scales": 3},
+    ),
+    "RescaledKernelLift2d": Row(
+        lambda: RescaledKernelLift2d(**RESIZED, padding="same", groups=2),
+        input=IMAGE,
+        output=(2, 6, 3, 8, 9),
+        state={"weight": (6, 2, 3, 3), "bias": (6,)},
+        shown="4, 6, kernel_sizes=[3, 5, 7], interpolation='bilinear', border='padded', bias=True, padding",
+        wrong_inputs=[
+            (MAP, r"an image \(B, 4, H, W\), got \(2, 4, 3, 8, 9\); use RescaledKernelConv2d"),
+            ((2, 3, 8, 9), r"\(B, 4, H, W\), got \(2, 3, 8, 9\)"),
+        ],
+        wrong_settings=WRONG_RESIZED,
+        legal=RESIZED,
+    ),
+    "RescaledKernelConv2d": Row(
+        lambda: RescaledKernelConv2d(**RESIZED, border="blank"),
+        output=(2, 6, 3, 6, 7),
+        state={"weight": (6, 4, 3, 3), "bias": (6,)},
+        shown="border='blank', bias=True)",
+        wrong_inputs=[
+            (IMAGE, r"a scale map \(B, 4, 3, H, W\), got \(2, 4, 8, 9\)"),
+            ((2, 4, 2, 8, 9), r"a scale map \(B, 4, 3, H, W\), got \(2, 4, 2, 8, 9\)"),
+            ((2, 5, 3, 8, 9), r"a scale map \(B, 4, 3, H, W\), got \(2, 5, 3, 8, 9\)"),
+        ],
+        wrong_settings=WRONG_RESIZED,
+        legal=RESIZED,
+    ),
+    "ScalePool": Row(
+        lambda: ScalePool("slice"),
+        output=IMAGE,
+        shown="'slice'",
+        wrong_settings=[({"kind": "max"}, "a pooling of pixel, slice, energy, got 'max'")],
+    ),
+    "InputPyramid": Row(
+        lambda: InputPyramid(nn.Conv2d(4, 6, 3, padding=1), [0.5, 1.0, 2.0]),
+        input=IMAGE,
+        output=(2, 6, 8, 9),
+        state={"module.weight": (6, 4, 3, 3), "module.bias": (6,)},
+        shown="factors=[0.5, 1.0, 2.0], pool='max', canvas='same', method='bicubic'",
+        wrong_inputs=[(MAP, r"an image \(B, C, H, W\), got \(2, 4, 3, 8, 9\)")],
+        wrong_settings=WRONG_PYRAMID,
+        legal={"module": nn.Identity(), "factors": [1.0]},
     ),
     "VectorFieldLift2d": Row(
         lambda: VectorFieldLift2d(4, 6, kernel_size=3),
@@ -319,6 +458,32 @@ ROWS |= {
             ({"stride": 0}, "stride of at least 1"),
         ],
         legal={"in_channels": 4, "out_channels": 6, "kernel_size": 3, "num_scales": 2},
+    ),
+}
+
+STEERED = {
+    "in_channels": 4,
+    "out_channels": 6,
+    "steering": ScaleSteering(kernel_sizes=(3, 5), base_size=5, orders=(1.0,)),
+}
+ROWS |= {
+    "ScaleSteeredConv2d": Row(
+        lambda: ScaleSteeredConv2d(**STEERED, padding="same", stride=2, groups=2),
+        input=IMAGE,
+        output=(2, 6, 4, 5),
+        state={"mult_real": (1, 6, 2, 9), "mult_imag": (1, 6, 2, 9)},
+        shown="4, 6, steering=ScaleSteering(kernel_sizes=(3, 5), base_size=5, orders=(1.0,)",
+        wrong_inputs=[
+            (MAP, r"\(B, 4, H, W\), got \(2, 4, 3, 8, 9\)"),
+            ((2, 3, 8, 9), r"\(B, 4, H, W\), got \(2, 3, 8, 9\)"),
+        ],
+        wrong_settings=[
+            ({"in_channels": 0}, "in_channels to be a positive multiple of groups=1, got 0"),
+            ({"out_channels": 7, "groups": 2}, "out_channels to be a positive multiple of groups=2, got 7"),
+            ({"stride": 0}, "stride of at least 1, one number for both axes, got 0"),
+            NO_SCALE_PADDING,
+        ],
+        legal=STEERED,
     ),
 }
 

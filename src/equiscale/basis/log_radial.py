@@ -1,6 +1,7 @@
 """Log-radial harmonics: waves in the logarithm of the radius (Ghosh and Gupta 2019)."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import ClassVar
@@ -108,3 +109,27 @@ def cone(angle: Samples, direction: float, width: float) -> Samples:
     """A Gaussian of the angle to the line in this direction, which is a direction modulo π."""
     distance = np.abs((angle - direction + math.pi / 2) % math.pi - math.pi / 2)
     return np.asarray(np.exp(-(distance**2) / (2 * width**2)), dtype=np.float64)
+
+
+def log_radial_harmonics(
+    kernel_size: int, orders: Sequence[float], angles: Sequence[float], *, width: float, phase: float
+) -> tuple[Samples, Samples, list[float]]:
+    """Real and imaginary parts ``(N, J, K, K)`` of the harmonics of SS-CNN, and their frequencies.
+
+    Every part is divided by its own norm, and zero outside the disc that the kernel holds. The centre
+    counts as one pixel away in direction 0.
+    """
+    radius, angle = polar(np.arange(kernel_size, dtype=np.float64) - kernel_size // 2)
+    disc = radius <= kernel_size // 2
+    radius[kernel_size // 2, kernel_size // 2] = 1.0
+    frequencies = [2 * math.pi * order / math.log(radius.max()) for order in orders]
+    waves = np.stack([frequency * np.log(radius) + phase for frequency in frequencies])[:, None]
+    cones = np.stack([cone(angle, direction, width) * disc / radius for direction in angles])
+    parts = [cones * np.cos(waves), cones * np.sin(waves)]
+    norms = [np.sqrt((part**2).sum((-2, -1), keepdims=True)) for part in parts]
+    if not all((norm > 0).all() for norm in norms):
+        raise BasisError(
+            f"expected harmonics that are not zero, got one that vanishes on {kernel_size} pixels with phase "
+            f"{phase:g}; use a larger kernel or another phase"
+        )
+    return parts[0] / norms[0], parts[1] / norms[1], frequencies

@@ -8,6 +8,16 @@ from equiscale.functional.geometry import ConvGeometry, GeometryOptions
 from equiscale.functional.learnable_scale import sample_hermite
 from equiscale.functional.pool import scale_avg_pool2d, scale_max_pool2d
 from equiscale.functional.project import scale_projection
+from equiscale.functional.pyramid import input_pyramid
+from equiscale.functional.rescaled_kernel import (
+    rescaled_kernel_basis,
+    rescaled_kernel_conv2d,
+    rescaled_kernel_valid_conv2d,
+    scale_pool,
+)
+from equiscale.functional.scale_steerable import scale_steered_conv2d, steer_in_scale
+from equiscale.functional.si_convnet import locally_scale_invariant_conv2d
+from equiscale.functional.sicnn import multi_column_basis, multi_column_conv2d
 from equiscale.functional.vector_field import (
     ScaleAngles,
     vector_field_batch_norm2d,
@@ -24,17 +34,27 @@ __all__ = [
     "GeometryOptions",
     "ScaleAngles",
     "discrete_gaussian",
+    "input_pyramid",
     "lift_conv2d",
+    "locally_scale_invariant_conv2d",
+    "multi_column_basis",
+    "multi_column_conv2d",
     "pointwise_scale_conv2d",
+    "rescaled_kernel_basis",
+    "rescaled_kernel_conv2d",
+    "rescaled_kernel_valid_conv2d",
     "sample_hermite",
     "scale_avg_pool2d",
     "scale_channel_dropout",
     "scale_conv2d",
     "scale_dropout2d",
     "scale_max_pool2d",
+    "scale_pool",
     "scale_projection",
     "scale_space_conv2d",
     "scale_space_lift2d",
+    "scale_steered_conv2d",
+    "steer_in_scale",
     "support_windows",
     "synthesize_filters",
     "vector_field_batch_norm2d",

@@ -8,6 +8,11 @@ from equiscale.nn.lift import LiftConv2d
 from equiscale.nn.norm import ScaleBatchNorm2d
 from equiscale.nn.pool import ScaleAvgPool2d, ScaleMaxPool2d
 from equiscale.nn.project import ScaleProjection
+from equiscale.nn.pyramid import InputPyramid
+from equiscale.nn.rescaled_kernel import RescaledKernelConv2d, RescaledKernelLift2d, ScalePool
+from equiscale.nn.scale_steerable import ScaleSteeredConv2d, ScaleSteering
+from equiscale.nn.si_convnet import LocallyScaleInvariantConv2d
+from equiscale.nn.sicnn import ColumnBatchNorm2d, MultiColumnConv2d, MultiColumnLift2d
 from equiscale.nn.steerable import SteerableConv2d
 from equiscale.nn.vector_field import (
     VectorFieldBatchNorm2d,
@@ -20,20 +25,30 @@ from equiscale.nn.vector_field import (
 )
 
 __all__ = [
+    "ColumnBatchNorm2d",
+    "InputPyramid",
     "LearnableLiftConv2d",
     "LearnableScaleConv2d",
     "LearnableScales",
     "LiftConv2d",
+    "LocallyScaleInvariantConv2d",
+    "MultiColumnConv2d",
+    "MultiColumnLift2d",
     "PointwiseScaleConv2d",
+    "RescaledKernelConv2d",
+    "RescaledKernelLift2d",
     "ScaleAvgPool2d",
     "ScaleBatchNorm2d",
     "ScaleChannelDropout",
     "ScaleConv2d",
     "ScaleDropout2d",
     "ScaleMaxPool2d",
+    "ScalePool",
     "ScaleProjection",
     "ScaleSpaceConv2d",
     "ScaleSpaceLift2d",
+    "ScaleSteeredConv2d",
+    "ScaleSteering",
     "SteerableConv2d",
     "VectorFieldBatchNorm2d",
     "VectorFieldConv2d",
