@@ -36,6 +36,7 @@ def build_record(
         suite=changes.pop("suite", "toy"),
         dataset=changes.pop("dataset", "toy-digits"),
         model=model,
+        overrides=changes.pop("overrides", ()),
         augment=augment,  # type: ignore[arg-type]
         realisation=realisation,
         protocol=protocol,
@@ -98,12 +99,117 @@ def build_arrays(seed: int = 0, *, scales: tuple[float, ...] = (1.0, 2.0, 4.0)) 
     return arrays
 
 
+SIZE_EDGES = (0.707, 1.414, 2.828, 5.657)
+
+
+def build_size_record(
+    model: str, dataset: str, realisation: int, mistakes: tuple[int, ...], trained: float
+) -> RunRecord:
+    """A record of a network that was trained on one size and tested on the sizes 1, 2 and 4."""
+    record = build_record(model, realisation=realisation, suite="sizes", dataset=dataset)
+    bins = FactorErrors(edges=SIZE_EDGES, images=(200,) * 3, mistakes=mistakes)
+    error = sum(mistakes) / 6
+    return record.model_copy(
+        update={
+            "test": record.test.model_copy(update={"error": error, "by_factor": bins}),  # type: ignore[union-attr]
+            "data": record.data.model_copy(update={"train_factors": (trained, trained)}),
+        }
+    )
+
+
 @pytest.fixture(scope="session")
 def make_record() -> Make:
     return build_record
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def sizes_suite() -> Suite:
+    """Two networks, each trained on two sizes, which are two data sets; one of the four cells is missing."""
+    return Suite.model_validate(
+        {
+            "name": "sizes",
+            "title": "Sizes: classification error in percent",
+            "dataset": "size-1",
+            "realisations": [0, 1],
+            "columns": ["size 1", "size 2"],
+            "protocol": PROTOCOL.model_dump(),
+            "methods": [
+                {
+                    "name": "CNN",
+                    "cells": {
+                        "size 1": {"model": "cnn", "augment": "none"},
+                        "size 2": {"model": "cnn", "augment": "none", "dataset": "size-2"},
+                    },
+                },
+                {
+                    "name": "Pyramid",
+                    "cells": {"size 2": {"model": "pyramid", "augment": "none", "dataset": "size-2"}},
+                },
+            ],
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def sizes_records() -> list[RunRecord]:
+    """Mistakes of 200 images at each of the sizes 1, 2, 4; the pyramid makes none at the size it trained."""
+    return [
+        build_size_record("cnn", "size-1", 0, (2, 40, 160), trained=1.0),
+        build_size_record("cnn", "size-1", 1, (4, 60, 180), trained=1.0),
+        build_size_record("cnn", "size-2", 0, (100, 4, 80), trained=2.0),
+        build_size_record("pyramid", "size-2", 0, (6, 0, 4), trained=2.0),
+        build_size_record("pyramid", "size-2", 1, (8, 0, 6), trained=2.0),
+    ]
+
+
+@pytest.fixture(scope="session")
+def natural_suite() -> Suite:
+    """One network on photographs, by SGD, without validation."""
+    protocol = PROTOCOL.model_copy(
+        update={"optimizer": "sgd", "weight_decay": 0.0005, "select": "last", "test_every": 2}
+    )
+    cell = {"model": "wrn", "overrides": {"depth": 10}, "augment": "crop-flip-cutout"}
+    return Suite.model_validate(
+        {
+            "name": "photographs",
+            "title": "Photographs: classification error in percent",
+            "dataset": "photographs",
+            "realisations": [0],
+            "columns": ["10-2"],
+            "protocol": protocol.model_dump(),
+            "methods": [{"name": "WRN", "cells": {"10-2": cell}}],
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def natural_record(natural_suite: Suite) -> RunRecord:
+    """Its run: no factors, no validation error, the test error of every second epoch."""
+    record = build_record(
+        "wrn",
+        "crop-flip-cutout",
+        suite="photographs",
+        dataset="photographs",
+        overrides={"depth": 10},
+        protocol=natural_suite.protocol,
+        equivariance=(),
+        notes=("no equivariance: ShapeError: the layer gives no image",),
+    )
+    epochs = tuple(
+        epoch.model_copy(
+            update={
+                "validation_error": None,
+                "test_error": None if epoch.epoch % 2 else 60.0 / epoch.epoch,
+            }
+        )
+        for epoch in record.epochs
+    )
+    test = record.test.model_copy(update={"by_factor": None})  # type: ignore[union-attr]
+    data = record.data.model_copy(update={"validation": 0, "train_factors": (1.0, 1.0)})
+    return record.model_copy(update={"epochs": epochs, "test": test, "data": data})
+
+
+@pytest.fixture(scope="session")
 def make_arrays() -> Callable[..., dict[str, Any]]:
     return build_arrays
 

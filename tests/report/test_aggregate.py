@@ -135,3 +135,91 @@ def test_bins_that_do_not_fit_their_edges_are_refused(suite, make_record):
     message = re.escape(f"between the 2 edges of {record.settings.run_id}, got 3 and 3 bins")
     with pytest.raises(RecordError, match=message):
         aggregate(suite, [record])
+
+
+def test_cells_are_matched_by_their_own_data_set(sizes_suite, sizes_records):
+    table = aggregate(sizes_suite, sizes_records)
+    assert [(cell.place, cell.n) for cell in table.cells] == [
+        ("CNN, size 1", 2),
+        ("CNN, size 2", 1),
+        ("Pyramid, size 2", 2),
+    ]
+    assert table.cell("Pyramid", "size 1") is None
+    assert table.notes == ("CNN, size 2: 1 of 2 realisations (missing: no. 1).",)
+    elsewhere = sizes_records[0].settings.model_copy(update={"dataset": "size-4"})
+    notes = aggregate(sizes_suite, [sizes_records[0].model_copy(update={"settings": elsewhere})]).notes
+    assert notes == ("Not in the table: 1 run of cnn (size-4, augmentation none).",)
+
+
+def test_overrides_are_part_of_what_is_matched(natural_suite, natural_record):
+    assert aggregate(natural_suite, [natural_record]).cell("WRN", "10-2").n == 1
+    other = natural_record.settings.model_copy(update={"overrides": (("depth", 16),)})
+    notes = aggregate(natural_suite, [natural_record.model_copy(update={"settings": other})]).notes
+    assert notes == (
+        "Not in the table: 1 run of wrn with depth 16 (photographs, augmentation crop-flip-cutout).",
+    )
+
+
+def test_errors_on_smaller_trained_and_larger_sizes(sizes_suite, sizes_records):
+    table = aggregate(sizes_suite, sizes_records)
+    found = {
+        cell.place: [(group.name, group.mean, group.std) for group in cell.by_size] for cell in table.cells
+    }
+    assert found == {
+        "CNN, size 1": [
+            ("trained", 1.5, pytest.approx(0.5**0.5)),
+            ("larger", 55.0, pytest.approx(50**0.5)),
+        ],
+        "CNN, size 2": [("smaller", 50.0, None), ("trained", 2.0, None), ("larger", 40.0, None)],
+        "Pyramid, size 2": [
+            ("smaller", 3.5, pytest.approx(0.5**0.5)),
+            ("trained", 0.0, 0.0),
+            ("larger", 2.5, pytest.approx(0.5**0.5)),
+        ],
+    }
+
+
+def test_without_sizes_beside_the_trained_ones_there_are_no_such_errors(suite, make_record):
+    record = make_record()
+    assert aggregate(suite, [record]).cell("CNN", "28×28").by_size == ()
+    data = record.data.model_copy(update={"train_factors": (0.3001, 0.9999)})
+    table = aggregate(suite, [record.model_copy(update={"data": data})])
+    assert table.cell("CNN", "28×28").by_size == ()
+
+
+def test_runs_with_other_bins_than_the_first_are_left_out(sizes_suite, sizes_records):
+    first, second, *_ = sizes_records
+    bins = second.test.by_factor.model_copy(update={"edges": (0.5, 1.5, 3.0, 6.0)})
+    second = second.model_copy(update={"test": second.test.model_copy(update={"by_factor": bins})})
+    none = second.model_copy(update={"test": second.test.model_copy(update={"by_factor": None})})
+    for other in (second, none):
+        cell = aggregate(sizes_suite, [first, other]).cell("CNN", "size 1")
+        assert (cell.n, [group.errors for group in cell.by_size]) == (2, [(1.0,), (50.0,)])
+
+
+def test_gaps_are_told_in_few_words(suite, make_record):
+    everything = [("cnn", "none"), ("cnn", "scale"), ("ses", "none"), ("ses_p", "scale")]
+    once = [make_record(model, augment) for model, augment in everything]
+    gap = "1 of 3 realisations (missing: no. 1, 2)."
+    assert aggregate(suite, once).notes == (f"All cells with runs: {gap}",)
+    more = [make_record("ses_p", "scale", number) for number in (1, 2)]
+    assert aggregate(suite, once + more).notes == (f"CNN; SESN, 28×28: {gap}",)
+
+
+def test_numbers_in_a_row_are_told_as_a_range(suite, make_record):
+    long = suite.model_copy(update={"realisations": tuple(range(9))})
+    notes = aggregate(long, [make_record(realisation=number) for number in (0, 4)]).notes
+    assert notes == ("CNN, 28×28: 2 of 9 realisations (missing: no. 1–3, 5–8).",)
+
+
+def test_many_runs_outside_the_table_are_counted(suite, make_record):
+    notes = aggregate(suite, [make_record(f"other{number}") for number in range(7)]).notes
+    assert notes[0].startswith("Not in the table: 1 run of other0 (toy-digits, augmentation none); ")
+    assert notes[0].endswith("; 3 runs of 3 more.")
+
+
+def test_changed_data_names_the_data_set_where_there_are_several(sizes_suite, sizes_records):
+    data = sizes_records[3].data.model_copy(update={"checksum": "changed"})
+    changed = sizes_records[3].model_copy(update={"data": data})
+    notes = aggregate(sizes_suite, [*sizes_records[:3], changed]).notes
+    assert "Not all runs of realisation 0 of size-2 saw the same data: 2 checksums." in notes

@@ -8,12 +8,13 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from equiscale.errors import RecordError
 from equiscale.experiments.records import record_path, write_record
 from equiscale.experiments.spec import Suite
-from equiscale.report.html import duration, write_report
+from equiscale.report.html import duration, protocol_text, write_report
 
 HOSTILE = "<script>alert(1)</script>|&_%\"'"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -184,6 +185,77 @@ def test_differing_provenance_is_counted(suite, folder, tmp_path, make_record):
     assert "commit 0123456789, with uncommitted changes (1 of 7 runs)" in text
 
 
+@pytest.fixture(scope="module")
+def sizes_page(sizes_suite, sizes_records, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sizes")
+    for record in sizes_records:
+        write_record(folder, record)
+    return write_report(sizes_suite, folder, folder / "sizes.html")
+
+
+@pytest.fixture(scope="module")
+def natural_page(natural_suite, natural_record, make_arrays, tmp_path_factory):
+    """Photographs with colour samples and no layer that can be drawn."""
+    folder = tmp_path_factory.mktemp("natural")
+    path = record_path(folder, natural_record.settings).with_suffix(".npz")
+    path.parent.mkdir(parents=True)
+    arrays = {name: array for name, array in make_arrays().items() if "main." not in name}
+    arrays["samples"] = np.random.default_rng(0).integers(0, 256, (12, 3, 48, 48), dtype=np.uint8)
+    arrays["sample_factors"] = np.ones(12)
+    np.savez_compressed(path, **arrays)
+    write_record(folder, natural_record.model_copy(update={"inspection": path.name}))
+    return write_report(natural_suite, folder, folder / "natural.html")
+
+
+def test_the_page_of_unseen_sizes(sizes_page):
+    text = " ".join("".join(read(sizes_page).words).split())
+    for expected in (
+        *("Error on sizes that were not trained", "smaller sizes 3.50 ± 0.71", "larger sizes 55.00 ± 7.07"),
+        *("2 realisations of size-1, size-2.", "No run has readable pictures"),
+    ):
+        assert expected in text
+    assert "Error against the size of the object" not in text
+    alts = [image.get("aria-label") or "" for image in read(sizes_page).images]
+    assert sum("trained on" in alt for alt in alts) == 2
+    html = sizes_page.read_text(encoding="utf-8")
+    assert html.index("Error on sizes that were not trained") < html.index("Learning curves")
+
+
+def test_the_page_of_photographs_leaves_out_what_there_is_not(natural_page):
+    reader = read(natural_page)
+    text = " ".join("".join(reader.words).split())
+    for absent in (
+        *("Error against the size", "Error on sizes", "Validation error after", "Learned filters", "×1.00"),
+        *("Feature maps", "None", "scaling factors, and"),
+    ):
+        assert absent not in text.replace("Failed runs None.", "")
+    for present in (
+        *("Test error, measured during the training", "1 realisation of photographs."),
+        *("1,000 train, 600 test", "5 → 9", "No record has measured the equivariance"),
+        "Left out, WRN, 10-2: no equivariance: ShapeError: the layer gives no image.",
+    ):
+        assert present in text
+    samples = [image for image in reader.images if image.get("src")]
+    assert len(samples) == 12
+    assert {(image["width"], image["height"]) for image in samples} == {("48", "48")}
+    assert samples[5]["alt"] == "Class 5, taken for class 9"
+
+
+def test_the_protocol_in_words(natural_suite):
+    assert protocol_text(natural_suite.protocol) == (
+        "6 epochs of SGD at learning rate 0.01, Nesterov momentum 0.9, times 0.1 after epochs 2 and 4, "
+        "weight decay 0.0005, batches of 128 images"
+    )
+    update = {"lr_steps": (3,), "nesterov": False, "epochs": 1, "weight_decay": 0.0}
+    assert protocol_text(natural_suite.protocol.model_copy(update=update)) == (
+        "1 epoch of SGD at learning rate 0.01, momentum 0.9, times 0.1 after epoch 3, batches of 128 images"
+    )
+    update = {"lr_steps": (), "optimizer": "adam"}
+    assert protocol_text(natural_suite.protocol.model_copy(update={**update, "weight_decay": 0.0})) == (
+        "6 epochs of Adam at learning rate 0.01, batches of 128 images"
+    )
+
+
 def test_durations():
     assert [duration(seconds) for seconds in (5, 125, 7260)] == ["5 s", "2 min", "2 h 1 min"]
 
@@ -233,13 +305,13 @@ def visit(browser, path: Path, width: int, scheme: str):
 
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [400, 1400])
-def test_in_a_browser(browser, page, hostile_page, width):
-    for path in (page, hostile_page):
+def test_in_a_browser(browser, page, hostile_page, sizes_page, natural_page, width):
+    for path, figures in ((page, 11), (hostile_page, 11), (sizes_page, 6), (natural_page, 1)):
         view, problems, requests = visit(browser, path, width, "light")
         assert [problem for problem in problems if problem[0] in ("error", "warning", "page error")] == []
         assert requests == [path.as_uri()]
         assert view.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-        assert view.evaluate(FITTING_FIGURES) > 10
+        assert view.evaluate(FITTING_FIGURES) >= figures
         view.close()
 
 

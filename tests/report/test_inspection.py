@@ -33,6 +33,7 @@ def _broken(tmp_path, arrays):
         ("sample_labels", np.zeros(3), "shape (12,) in the array 'sample_labels'"),
         ("samples", np.zeros((12, 28)), "got float64 (12, 28)"),
         ("samples", np.zeros((0, 28, 28)), "got float64 (0, 28, 28)"),
+        ("samples", np.zeros((12, 4, 28, 28)), "shape (None, 3, None, None) in the array 'samples'"),
         ("filter_scales/main.4", np.ones(2), "shape (3,) in the array 'filter_scales/main.4'"),
         ("features/main.4", np.ones((3, 1, 7, 7)), "shape (3, 3, None, None)"),
         ("feature_inputs", np.array([["a"]]), "expected numbers of shape (3, None, None)"),
@@ -77,3 +78,10 @@ def test_too_many_bytes_are_refused(tmp_path):
     np.savez_compressed(tmp_path / "run.npz", samples=np.zeros(40 * 2**20, np.uint8))
     with pytest.raises(RecordError, match="more than 33554432"):
         read_inspection(tmp_path / "run.npz")
+
+
+def test_colour_samples_and_networks_without_drawable_layers(tmp_path, make_arrays):
+    arrays = {name: array for name, array in make_arrays().items() if "main." not in name}
+    arrays["samples"] = np.zeros((12, 3, 20, 30), np.uint8)
+    inspection = read_inspection(_broken(tmp_path, arrays))
+    assert (inspection.samples.shape, inspection.layers) == ((12, 3, 20, 30), ())

@@ -11,10 +11,12 @@ from matplotlib.image import imread
 
 from equiscale.report import plots, tiles
 from equiscale.report.aggregate import aggregate
+from equiscale.report.drawing import SERIES
 from equiscale.report.inspection import read_inspection
 
 SVG = "{http://www.w3.org/2000/svg}"
 FIGURES = [plots.learning_curves, plots.factor_curves, plots.equivariance_curves]
+ALL_FIGURES = [*FIGURES, plots.size_curves, plots.testing_curves]
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def test_same_records_same_bytes_whatever_the_reader_has_set(suite, records, fig
     assert before == after
 
 
-@pytest.mark.parametrize("figure", FIGURES)
+@pytest.mark.parametrize("figure", ALL_FIGURES)
 def test_nothing_run_nothing_drawn(suite, figure):
     assert figure(aggregate(suite, [])) == ()
 
@@ -161,3 +163,86 @@ def test_a_grey_picture_shows_the_pixels():
     image = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
     data = base64.b64decode(tiles.picture_png(image).partition("base64,")[2])
     np.testing.assert_array_equal(np.round(imread(io.BytesIO(data))[..., 0] * 255), image)
+
+
+def test_a_panel_a_training_size_with_the_trained_sizes_shaded(sizes_suite, sizes_records):
+    first, second = plots.size_curves(aggregate(sizes_suite, sizes_records))
+    assert (first.title, second.title) == ("size 1", "size 2")
+    assert first.alt.endswith("size 1: CNN from 1.5 to 85; trained on 0.707 to 1.41")
+    assert second.alt.endswith("; trained on 1.41 to 2.83")
+    assert "Pyramid" not in texts(first.svg)
+    assert {"CNN", "Pyramid", "1", "2", "4"} <= set(texts(second.svg))
+
+
+def test_size_line_is_the_mean_with_one_standard_deviation(sizes_suite, sizes_records):
+    line = plots._size_line(aggregate(sizes_suite, sizes_records).cell("CNN", "size 1"))
+    assert line.x == pytest.approx((1, 2, 4), rel=1e-3)
+    assert line.y == pytest.approx((1.5, 25, 85))
+    assert line.low == pytest.approx((1.5 - 0.5**0.5, 25 - 50**0.5, 85 - 50**0.5))
+    assert line.high == pytest.approx((1.5 + 0.5**0.5, 25 + 50**0.5, 85 + 50**0.5))
+
+
+def test_a_size_without_mistakes_is_drawn_as_half_a_mistake(sizes_suite, sizes_records):
+    line = plots._size_line(aggregate(sizes_suite, sizes_records).cell("Pyramid", "size 2"))
+    assert (line.low[1], line.y[1], line.high[1]) == (0.25, 0.25, 0.25)  # of 200 images
+
+
+def test_sizes_beside_the_trained_ones_are_drawn_once(suite, records, sizes_suite, sizes_records):
+    assert plots.factor_curves(aggregate(sizes_suite, sizes_records)) == ()
+    assert plots.size_curves(aggregate(suite, records)) == ()
+
+
+def test_a_narrow_range_of_sizes_has_marks_between_the_octaves(sizes_suite, sizes_records):
+    narrow = sizes_records[0].test.by_factor.model_copy(update={"edges": (0.6, 0.9, 1.3, 2.1)})
+    test = sizes_records[0].test.model_copy(update={"by_factor": narrow})
+    drawing = plots.size_curves(aggregate(sizes_suite, [sizes_records[0].model_copy(update={"test": test})]))
+    assert {"1", "1.4"} <= set(texts(drawing[0].svg))
+
+
+def test_errors_of_some_epochs_stand_at_their_epochs(natural_suite, natural_record):
+    table = aggregate(natural_suite, [natural_record])
+    line = plots._testing_line(table.cell("WRN", "10-2"))
+    assert (line.x, line.y) == ((2, 4, 6), (30, 15, 10))
+    assert plots.learning_curves(table) == plots.factor_curves(table) == plots.size_curves(table) == ()
+    assert len(plots.testing_curves(table)) == 1
+
+
+def test_one_epoch_makes_no_curve(suite, make_record):
+    once = make_record(protocol=suite.protocol.cut(1))
+    assert plots.learning_curves(aggregate(suite, [once])) == ()
+
+
+def test_twenty_methods_keep_the_plot_readable(suite, make_record):
+    """The figure grows with its legend, and no two lines look alike."""
+    method = suite.methods[0].model_dump()
+    many = suite.model_copy(
+        update={
+            "methods": tuple(
+                type(suite.methods[0]).model_validate(
+                    {
+                        **method,
+                        "name": f"A method with a long name {n}",
+                        "cells": {"28×28": {"model": f"m{n}", "augment": "none"}},
+                    }
+                )
+                for n in range(20)
+            )
+        }
+    )
+    table = aggregate(many, [make_record(f"m{n}", error=2 + n / 10) for n in range(20)])
+    for figure in FIGURES:
+        drawing = figure(table)[0]
+        root = ET.fromstring(drawing.svg)
+        width, height = (float(root.get(side).removesuffix("pt")) for side in ("width", "height"))
+        assert height > 0.9 * width
+        assert sum("A method" in text for text in texts(drawing.svg)) == 20
+        styles = (node.get("style", "") for node in root.iter(f"{SVG}path"))
+        drawn = [dict(part.split(": ") for part in style.split("; ")) for style in styles if ": " in style]
+        looks = {(style["stroke"], style.get("stroke-dasharray")) for style in drawn if "stroke" in style}
+        assert sum(color in SERIES for color, _ in looks) == 20
+
+
+def test_a_colour_picture_keeps_its_channels():
+    image = np.random.default_rng(0).integers(0, 256, (3, 4, 5), dtype=np.uint8)
+    data = base64.b64decode(tiles.picture_png(image).partition("base64,")[2])
+    np.testing.assert_array_equal(np.round(imread(io.BytesIO(data))[..., :3] * 255), image.transpose(1, 2, 0))

@@ -152,7 +152,7 @@ def test_the_published_table_fits_80_columns_with_all_marks(make_record, error):
     ]
     lines = render_terminal(aggregate(suite, records)).splitlines()
     assert max(map(len, lines)) <= 80
-    assert sum(line.count("(6)‡") for line in lines) == 12
+    assert sum(line.count("(6)‡") for line in lines) == len(suite.cells) > 12
     assert not any("…" in line for line in lines)
 
 
@@ -208,3 +208,111 @@ def test_insert_into_needs_both_markers_once(tmp_path, text):
     with pytest.raises(SettingError, match="expected <!-- table:toy --> and then <!-- /table:toy --> once"):
         insert_into(document, "toy", "new")
     assert document.read_text() == text
+
+
+SIZES = """\
+Sizes: classification error in percent
+
+                 size 1            size 2
+───────────────────────────────────────────────────
+CNN              37.17 ± 4.95 (2)  30.67 (1)
+  smaller sizes                    50.00
+  trained sizes  1.50 ± 0.71       2.00
+  larger sizes   55.00 ± 7.07      40.00
+
+Pyramid                            2.00 ± 0.47 (2)
+  smaller sizes                    3.50 ± 0.71
+  trained sizes                    0.00 ± 0.00
+  larger sizes                     2.50 ± 0.71
+
+· mean ± sample standard deviation of the test error over realisations (their
+  number); lower is better
+· smaller, trained, larger sizes: of the test images smaller than every training
+  image, as large, larger
+· CNN, size 2: 1 of 2 realisations (missing: no. 1).
+"""
+
+
+def test_errors_by_size_stand_below_the_mean(sizes_suite, sizes_records):
+    table = aggregate(sizes_suite, sizes_records)
+    assert render(table, "terminal") == SIZES
+    cell = "**2.00 ± 0.47 (2)**<br>smaller sizes 3.50 ± 0.71<br>trained sizes 0.00 ± 0.00<br>"
+    assert f"| Pyramid |  | {cell}larger sizes 2.50 ± 0.71 |" in render(table, "markdown")
+    rows = list(csv.DictReader(io.StringIO(render(table, "csv"))))
+    assert [(row["dataset"], row["smaller_sizes"], row["larger_sizes"]) for row in rows] == [
+        ("size-1", "", "55.0"),
+        ("size-2", "50.0", "40.0"),
+        ("size-2", "3.5", "2.5"),
+    ]
+
+
+def test_csv_names_the_overrides(natural_suite, natural_record):
+    text = render(aggregate(natural_suite, [natural_record]), "csv")
+    assert next(csv.DictReader(io.StringIO(text)))["overrides"] == "depth=10"
+
+
+NAMES = [
+    *("CNN", "SiCNN", "SI-ConvNet", "SEVF scalar", "SEVF vector", "DSS scalar", "DSS vector", "SS-CNN"),
+    *("SESN scalar", "SESN vector", "DISCO", "Input pyramid, maximum", "Input pyramid, mean"),
+    *(f"SESN scalar, {basis} basis" for basis in ("B-spline", "Fourier–Bessel", "log-radial", "Gaussian")),
+    *("SESN scalar, learnable scales", "Scale-rescaled kernels", "SESN vector, DISCO basis"),
+]
+
+
+@pytest.fixture
+def all_methods():
+    """Twenty methods in the four columns of MNIST-scale; the last nine have no cells in the last two."""
+    suite = load_suite("mnist-scale")
+    claims = [{"mean": 2.56, "std": 0.17, "source": "paper", "checked": False}]
+
+    def cells(number: int) -> dict[str, object]:
+        columns = suite.columns if number < 11 else suite.columns[:2]
+        return {
+            column: {
+                "model": f"m{number}_{column[:2]}",
+                "augment": "scale" if "+" in column else "none",
+                "claims": claims,
+            }
+            for column in columns
+        }
+
+    methods = [{"name": name, "cells": cells(number)} for number, name in enumerate(NAMES)]
+    return Suite.model_validate({**suite.model_dump(), "methods": methods})
+
+
+@pytest.mark.parametrize(("epochs", "realisations", "error"), [(1, 1, 1.9), (60, 6, 2.1), (20, 6, 12.3)])
+def test_all_methods_fit_80_columns(all_methods, make_record, epochs, realisations, error):
+    protocol = all_methods.protocol.cut(epochs)
+    table = aggregate(
+        all_methods,
+        [
+            make_record(
+                cell.model, cell.augment, number, error + number, protocol=protocol, dataset="mnist-scale"
+            )
+            for cell in all_methods.cells
+            for number in range(realisations)
+        ],
+    )
+    text = render_terminal(table)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
+    mark = "" if epochs == 60 else "‡"
+    assert text.count(f"({realisations}){mark}") == len(all_methods.cells)
+    assert text.count("2.56±0.17†") == len(all_methods.cells)
+    start = lines[2].index("28×28")
+    folded = " ".join(line[:start].strip() for line in lines)
+    assert all(word in folded for name in NAMES for word in name.split())
+    assert len([line for line in lines if line.startswith("· ")]) <= 6  # gaps are told once
+    rows = [line for line in render(table, "markdown").splitlines() if line.startswith("| ")]
+    assert {line.count("|") for line in rows} == {6}
+
+
+def test_columns_that_do_not_fit_side_by_side_stand_below_each_other(all_methods, make_record):
+    record = make_record("m0_56", "scale", 0, 12.34, protocol=all_methods.protocol, dataset="mnist-scale")
+    lines = render_terminal(aggregate(all_methods, [record]), width=40).splitlines()
+    heads = [line.split() for line in lines if "28×28" in line or "56×56" in line]
+    assert heads[:2] == [["28×28", "28×28", "+"], ["56×56", "56×56", "+"]]
+    assert max(map(len, lines)) <= 40
+    assert "12.34 (1)" in "\n".join(lines)
+    second = "\n".join(lines).partition("56×56")[2]
+    assert "SESN vector, DISCO basis" not in second  # which has no cell there

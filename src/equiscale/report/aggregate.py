@@ -11,6 +11,7 @@ from equiscale.experiments.spec import Augmentation, Cell, Claim, Protocol, Suit
 
 # The usual order of footnote marks; † is taken by claims that were not checked.
 _MARKS = "‡§¶‖#"
+_LISTED = 4  # kinds of runs outside the table that are named
 
 Groups = Mapping[Protocol, Sequence[RunRecord]]
 
@@ -364,8 +365,11 @@ def _ignored(outside: Iterable[RunRecord]) -> Iterator[str]:
         for record in outside
     )
     if counts:
-        listed = "; ".join(f"{_count(number, 'run')} of {name}" for name, number in sorted(counts.items()))
-        yield f"Not in the table: {listed}."
+        shown = sorted(counts.items())[:_LISTED]
+        listed = "; ".join(f"{_count(number, 'run')} of {name}" for name, number in shown)
+        others = counts.total() - sum(number for _, number in shown)
+        more = f"; {_count(others, 'run')} of {len(counts) - len(shown)} more" * bool(others)
+        yield f"Not in the table: {listed}{more}."
 
 
 def _network(treatment: Treatment) -> str:

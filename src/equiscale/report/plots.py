@@ -20,10 +20,11 @@ with needs_extra("report"):
 _DASHES: Final = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1.2, 1.2)))
 _MARKERS: Final = "osD^vPX"
 _PANEL: Final = (4.8, 2.9)  # inches, without the legend
-_LEGEND_ROW: Final = 0.21
-_LEGEND_WIDTH: Final = 62  # letters of all names and lines of a row
-_LEGEND_LINE: Final = 6
+_MANY: Final = 8  # methods, from which on the legend is small
+_LEGEND_LINE: Final = 6  # letters that the line before a name takes
 _BAR_SPACING: Final = 0.08  # between the bars of two methods, as a share of the distance between points
+_BAR_SPREAD: Final = 0.45  # of all methods
+_FEW_POINTS: Final = 20  # up to which every point of a curve is marked
 _MARGIN: Final = 1.06
 _EXACT: Final = 1e-7  # where an error of 0 is drawn: the resolution of single precision
 _FEW_OCTAVES: Final = 3
@@ -57,7 +58,10 @@ class _Panels:
 
 
 def learning_curves(table: Table) -> tuple[Drawing, ...]:
-    """Validation error by epoch, a panel a column: the mean, and the range over the realisations."""
+    """Validation error by epoch, a panel a column: the mean, and the range over the realisations.
+
+    A single epoch makes no curve.
+    """
     return _draw_panels(
         table,
         _Panels("learning", _learning_line, "epoch", "validation error in percent", "band", whole_x=True),
@@ -134,7 +138,7 @@ def _learning_line(cell: TableCell) -> Line | None:
         for epoch in run.epochs:
             if epoch.validation_error is not None:
                 errors[epoch.epoch].append(_visible(epoch.validation_error, run.data.validation))
-    return _spread_line(cell.method, errors)
+    return _spread_line(cell.method, errors) if len(errors) > 1 else None
 
 
 def _testing_line(cell: TableCell) -> Line | None:
@@ -143,7 +147,7 @@ def _testing_line(cell: TableCell) -> Line | None:
         for epoch in run.epochs:
             if epoch.test_error is not None:
                 errors[epoch.epoch].append(_visible(epoch.test_error, run.data.test))
-    return _spread_line(cell.method, errors)
+    return _spread_line(cell.method, errors) if len(errors) > 1 else None
 
 
 def _visible(error: float, images: int) -> float:
@@ -279,8 +283,8 @@ def _draw_panel(
     shown = {index: line for index, line in enumerate(lines) if line is not None}
 
     names = [line.method for line in shown.values()]
-    columns = max(1, min(3, len(names), _LEGEND_WIDTH // (max(map(len, names)) + _LEGEND_LINE)))
-    size = (_PANEL[0], _PANEL[1] + _LEGEND_ROW * -(-len(names) // columns))
+    legend = _legend(names, methods=len(lines))
+    size = (_PANEL[0], _PANEL[1] + legend.row * -(-len(names) // legend.columns))
 
     def paint(figure: Figure) -> None:
         figure.set_layout_engine("constrained")
@@ -292,7 +296,9 @@ def _draw_panel(
             for index, line in shown.items()
         ]
         _set_axes(axes, panels, limits)
-        figure.legend(handles, names, loc="outside lower center", ncols=columns)
+        figure.legend(
+            handles, names, loc="outside lower center", ncols=legend.columns, fontsize=legend.letters
+        )
 
     words = "; ".join(f"{line.method} from {line.y[0]:.3g} to {line.y[-1]:.3g}" for line in shown.values())
     alt = f"{panels.y_label} against {panels.x_label}, {column}: {words}"
@@ -301,19 +307,35 @@ def _draw_panel(
     return Drawing(column, draw(name, size, paint), alt)
 
 
+@dataclass(frozen=True)
+class _Legend:
+    """How many names stand side by side, in letters of how many points, and a row's height in inches."""
+
+    columns: int
+    letters: float
+    row: float
+
+
+def _legend(names: Sequence[str], *, methods: int) -> _Legend:
+    letters, row, fitting = (7.5, 0.165, 84) if methods > _MANY else (10.0, 0.21, 62)
+    columns = fitting // (max(map(len, names)) + _LEGEND_LINE)
+    return _Legend(max(1, min(3, len(names), columns)), letters, row)
+
+
 def _draw_line(axes: Axes, line: Line, *, index: int, panels: _Panels, count: int) -> Any:
     color, dash = SERIES[index % len(SERIES)], _DASHES[index // len(SERIES) % len(_DASHES)]
+    marker = _MARKERS[(index + index // len(SERIES)) % len(_MARKERS)]
     if panels.interval == "band":
         axes.fill_between(line.x, line.low, line.high, color=color, alpha=0.16, linewidth=0)
-        marker = _MARKERS[index % len(_MARKERS)] if len(line.x) == 1 else ""
-        return axes.plot(line.x, line.y, color=color, linestyle=_DASHES[index % len(_DASHES)], marker=marker)[
-            0
-        ]
+        style = _DASHES[index % len(_DASHES)]
+        points = (
+            {"marker": marker, "markersize": 3.2} if panels.octaves and len(line.x) <= _FEW_POINTS else {}
+        )
+        return axes.plot(line.x, line.y, color=color, linestyle=style, **points)[0]
     spacing = min(np.diff(line.x), default=1.0)
-    apart = min(_BAR_SPACING, 0.8 / count)
+    apart = min(_BAR_SPACING, _BAR_SPREAD / count)
     x = np.array(line.x) + spacing * apart * (index - (count - 1) / 2)
     axes.vlines(x, line.low, line.high, color=color, linewidth=1.2, alpha=0.7)
-    marker = _MARKERS[index % len(_MARKERS)]
     return axes.plot(x, line.y, color=color, linestyle=dash, marker=marker, linewidth=1.2)[0]
 
 

@@ -23,6 +23,7 @@ _GAP: Final = 0.16  # between tiles, in images
 _NAMES: Final = 0.95  # the room for the classes, in images
 _HEAD: Final = 0.52  # the room for the title and the steps' names, in images
 _FOOT: Final = 0.3
+_LONGEST_NAME: Final = 16  # letters that the room holds
 _DPI: Final = 160
 _CAPTIONS: Final = {
     "padded": "zeros around",
@@ -67,7 +68,7 @@ def _paint(preview: Preview) -> Figure:
     axes.set_axis_off()
     for row, name in enumerate(preview.names):
         middle = _HEAD + row * step + (step - _GAP) / 2
-        axes.text(_NAMES - _GAP, middle, name, ha="right", va="center", fontsize=10, color=INK, wrap=True)
+        axes.text(_NAMES - _GAP, middle, _short(name), ha="right", va="center", fontsize=10, color=INK)
         for stage, left in lefts.items():
             _tile(axes, preview, stage, row, left, middle)
         if preview.mirrored[row]:
@@ -120,4 +121,9 @@ def _row_step(preview: Preview) -> float:
 
 def _side(preview: Preview, stage: str) -> float:
     """A tile's side; an image's is 1, and a padded one's is larger."""
-    return preview.stages[stage].shape[1] / preview.stages["original"].shape[1]
+    sides: dict[str, int] = {name: images.shape[1] for name, images in preview.stages.items()}
+    return sides[stage] / sides["original"]
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
