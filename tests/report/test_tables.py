@@ -246,6 +246,14 @@ def test_errors_by_size_stand_below_the_mean(sizes_suite, sizes_records):
     ]
 
 
+def test_rows_of_ours_are_named(suite):
+    ours = suite.methods[1].model_copy(update={"extra": True})
+    mixed = suite.model_copy(update={"methods": (suite.methods[0], ours)})
+    assert "· not in the published comparison: SESN\n" in render(aggregate(mixed, []), "terminal")
+    alone = suite.model_copy(update={"methods": (ours,)})
+    assert "published comparison" not in render(aggregate(alone, []), "terminal")
+
+
 def test_csv_names_the_overrides(natural_suite, natural_record):
     text = render(aggregate(natural_suite, [natural_record]), "csv")
     assert next(csv.DictReader(io.StringIO(text)))["overrides"] == "depth=10"

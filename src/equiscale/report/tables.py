@@ -115,6 +115,9 @@ def footnotes(table: Table) -> list[str]:
             "smaller, trained, larger sizes: of the test images smaller than every training image, "
             "as large, larger"
         )
+    ours = [method.name for method in table.suite.methods if method.extra]
+    if 0 < len(ours) < len(table.methods):
+        lines.append(f"not in the published comparison: {'; '.join(ours)}")
     marks = {cell.mark: cell.deviation for cell in table.cells if cell.mark}
     lines += [f"{mark} {deviation}" for mark, deviation in marks.items()]
     board = scoreboard(table)
