@@ -1,5 +1,6 @@
 """The command line: what it prints, what it refuses, how fast it starts to help."""
 
+import re
 import os
 import subprocess
 import sys
@@ -42,11 +43,33 @@ def test_list_names_models_data_and_suites() -> None:
 
 def test_a_dry_run_lists_the_runs() -> None:
     code, output = invoke(
-        "reproduce", "mnist-scale", "--dry-run", "--models", "mnist_cnn_*", "--augment", "scale"
+        "reproduce",
+        "mnist-scale",
+        "--dry-run",
+        "--no-estimate",
+        "--models",
+        "mnist_cnn_*",
+        "--augment",
+        "scale",
     )
     assert code == 0
     assert output.splitlines()[0].startswith("mnist_cnn_28+-r0-s0-e60-")
     assert output.splitlines()[-1] == "12 runs"
+
+
+def test_a_dry_run_of_the_comparison_counts_the_published_runs() -> None:
+    code, output = invoke("reproduce", "mnist-scale", "--dry-run", "--no-estimate")
+    lines = output.splitlines()
+    assert code == 0
+    assert lines[-1] == "288 runs, and 144 of methods that the published table does not have"
+    assert len([line for line in lines if line.startswith("mnist_")]) == 288 + 144
+
+
+def test_a_dry_run_estimates_the_time() -> None:
+    code, output = invoke("reproduce", "digits-scale", "--dry-run", "--models", "mnist_cnn_28")
+    assert code == 0
+    assert re.search(r"^mnist_cnn_28 +3 +[\d.]+ (s|min) +[\d.]+ (s|min|h)$", output, re.MULTILINE)
+    assert "one run after the other" in output
 
 
 def test_the_table_in_all_formats(results: Path, tmp_path: Path) -> None:
@@ -105,10 +128,10 @@ def test_digits_need_no_preparation() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["reproduce", "mnist"], "expected a suite of digits-scale, mnist-scale"),
+        (["reproduce", "mnist"], "expected a suite of digits-scale, "),
         (
             ["reproduce", "mnist-scale", "--augment", "flip"],
-            "expected augmentations of none, scale, got 'flip'",
+            "expected augmentations of none, scale, crop-flip-cutout, got 'flip'",
         ),
         (["reproduce", "mnist-scale", "--realisations", "7"], "expected realisations of [0, 1, 2, 3, 4, 5]"),
         (["reproduce", "mnist-scale", "--root", "/nowhere"], "equiscale data prepare mnist-scale"),

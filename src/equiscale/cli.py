@@ -13,7 +13,7 @@ import typer
 from equiscale.errors import EquiscaleError, SettingError
 
 if TYPE_CHECKING:
-    from equiscale.experiments.records import RunRecord
+    from equiscale.experiments.records import RunRecord, RunSettings
     from equiscale.experiments.spec import Augmentation, Suite
 
 app = typer.Typer(
@@ -140,12 +140,18 @@ def reproduce(
     data: Annotated[str, typer.Option(help="Shell pattern of the data sets' names.")] = "*",
     realisations: Annotated[str | None, typer.Option(help="Numbers and ranges, such as 0-2,5.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Cut the published schedule to so many epochs.")] = None,
+    precision: Annotated[
+        Literal["float32", "bfloat16"] | None, typer.Option(help="Another precision than the suite's.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     jobs: Annotated[int, typer.Option(help="Runs at a time; 0: one a core, on a GPU one.")] = 0,
     root: Root = None,
     results: Results = DEFAULT_RESULTS,
     resume: Annotated[bool, typer.Option(help="Go on from checkpoints of unfinished runs.")] = True,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the runs.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list the runs, and what they cost.")
+    ] = False,
+    estimate: Annotated[bool, typer.Option(help="With --dry-run: time a few steps of every network.")] = True,
 ) -> None:
     """Train and test every run of a suite that has no record yet."""
     from equiscale.experiments.plan import Selection, parse_numbers, plan_runs
@@ -160,12 +166,11 @@ def reproduce(
             realisations=None if realisations is None else parse_numbers(realisations),
             epochs=epochs,
             datasets=data,
+            precision=precision,
         )
         runs = plan_runs(plan, selection)
         if dry_run:
-            for run in runs:
-                typer.echo(run.run_id)
-            typer.echo(f"{len(runs)} runs")
+            _show_plan(plan, runs, root=root, device=device, estimate=estimate)
             return
         from equiscale.experiments.progress import reproduce_with_progress
         from equiscale.experiments.runner import prepare_options
@@ -191,7 +196,9 @@ def train(
         str | None, typer.Option(help="Epochs after which the rate falls, such as 5,8 (default: none).")
     ] = None,
     lr_gamma: Annotated[float, typer.Option(help="The factor by which it falls.")] = 0.1,
-    optimizer: Annotated[Literal["adam", "sgd"], typer.Option(help="sgd has Nesterov momentum 0.9.")] = "adam",
+    optimizer: Annotated[
+        Literal["adam", "sgd"], typer.Option(help="sgd has Nesterov momentum 0.9.")
+    ] = "adam",
     weight_decay: Annotated[float, typer.Option(help="Of the optimiser.")] = 0.0,
     accumulate: Annotated[int, typer.Option(help="Parts of a batch, to save memory.")] = 1,
     augment: Annotated[
@@ -221,16 +228,17 @@ def train(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     with _errors_as_messages():
         from equiscale.data import dataset_info
+        from equiscale.experiments.execute import evaluation_splits
         from equiscale.experiments.plan import ad_hoc_run, parse_numbers, parse_overrides
         from equiscale.experiments.progress import print_result, reproduce_with_progress
         from equiscale.experiments.runner import prepare_options
         from equiscale.experiments.spec import Treatment, make_protocol
 
-        has_validation = "val" in dataset_info(data, root=root).split_sizes
+        validation, _ = evaluation_splits(dataset_info(data, root=root))
         protocol = make_protocol(
             epochs=epochs,
             batch_size=batch_size,
-            learning_rate=lr or {"adam": 0.01, "sgd": 0.1}[optimizer],
+            learning_rate={"adam": 0.01, "sgd": 0.1}[optimizer] if lr is None else lr,
             lr_steps=() if lr_steps is None else tuple(parse_numbers(lr_steps)),
             lr_gamma=lr_gamma,
             seed=seed,
@@ -240,7 +248,7 @@ def train(
             precision=precision,
             channels_last=channels_last,
             ema_decay=ema,
-            select=select or ("best-validation" if has_validation else "last"),
+            select=select or ("last" if validation is None else "best-validation"),
             test_every=test_every,
         )
         treatment = Treatment(model, parse_overrides(settings or ()), augment, data)
@@ -312,6 +320,29 @@ def report(
         plan, _ = _load(suite, results)
         target = write_report(plan, results, output or results / plan.name / "report.html")
         typer.echo(f"Wrote {target}")
+
+
+def _show_plan(
+    plan: "Suite", runs: "list[RunSettings]", *, root: Path | None, device: str, estimate: bool
+) -> None:
+    """The runs by name, and what each network costs."""
+    from equiscale.experiments.progress import print_estimates
+
+    for run in runs:
+        typer.echo(run.run_id)
+    extra = sum(run.model in plan.extra_models for run in runs)
+    more = f", and {extra} of methods that the published table does not have" if extra else ""
+    typer.echo(f"\n{len(runs) - extra} runs{more}")
+    if estimate:
+        from equiscale.experiments.estimate import estimate_runs
+
+        estimates = estimate_runs(
+            runs,
+            device="cpu" if device == "auto" else device,
+            data_root=root,
+            on_model=lambda name: typer.echo(f"timing {name}", err=True),
+        )
+        print_estimates(estimates)
 
 
 def main() -> None:

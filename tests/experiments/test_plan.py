@@ -11,8 +11,10 @@ SUITE = load_suite("mnist-scale")
 
 def test_all_runs_once_and_the_tables_first() -> None:
     runs = plan_runs(SUITE)
-    assert len(runs) == len({run.run_id for run in runs}) == 10 * 2 * 6
-    shown = 3 * 4 * 6  # methods, columns, realisations
+    published, ours = 24 * 2 * 6, 12 * 2 * 6  # networks, augmentations, realisations
+    assert len(runs) == len({run.run_id for run in runs}) == published + ours
+    assert sum(run.model not in SUITE.extra_models for run in runs) == published == 288
+    shown = (10 * 4 + 6 * 2 + 3 * 4) * 6  # rows by columns, realisations; families have one size
     cells = {(cell.model, cell.augment) for method in SUITE.methods for cell in method.cells.values()}
     assert all((run.model, run.augment) in cells for run in runs[:shown])
     assert not any((run.model, run.augment) in cells for run in runs[shown:])

@@ -35,15 +35,60 @@ def test_cells_are_the_published_ones(name: str) -> None:
     assert (settings.dropout, settings.max_order) == (0.7, 4)
 
 
+# Learned parameters, as published where they are.
+COUNTS = {
+    "mnist_cnn_*": 494_549,
+    "mnist_kanazawa_*": 494_549,
+    "mnist_ses_*": 494_549,
+    "mnist_disco": 494_549,
+    "mnist_xu_*": 496_639,
+    "mnist_sevf_scalar_*": 494_425,
+    "mnist_sevf_vector_*": 475_475,
+    "mnist_dss_*": 494_359,
+    "mnist_ss_*": 493_688,
+    "mnist_hermite": 494_549,
+    "mnist_bspline": 494_549,
+    "mnist_fourier_bessel": 494_549,
+    "mnist_log_radial": 494_549,
+    "mnist_gaussian_derivative": 494_549,
+    "mnist_pyramid_*": 494_549,
+    "mnist_rescaled_*": 494_549,
+    "mnist_learnable_*": 494_549 + 2,  # the smallest scale and the range
+}
+
+
+def test_every_network_is_counted() -> None:
+    counted = [name for pattern in COUNTS for name in list_models(pattern)]
+    assert sorted(counted) == list_models("mnist_*")
+
+
+@pytest.mark.parametrize("pattern", COUNTS)
+def test_the_networks_have_as_many_parameters_as_published(pattern: str) -> None:
+    for name in list_models(pattern):
+        assert sum(parameter.numel() for parameter in create_model(name).parameters()) == COUNTS[pattern], (
+            name
+        )
+
+
 @pytest.mark.parametrize("name", list_models("mnist_*"))
 def test_forward_and_backward_reach_every_parameter(name: str) -> None:
     model = create_model(name)
     logits = model(torch.randn(2, 1, 28, 28))
     assert logits.shape == (2, 10)
     logits.square().sum().backward()
-    silent = [key for key, parameter in model.named_parameters() if not parameter.grad.abs().sum() > 0]
+    parameters = {key: parameter for key, parameter in model.named_parameters() if "unused." not in key}
+    silent = [key for key, parameter in parameters.items() if not parameter.grad.abs().sum() > 0]
     # a bias in front of batch norm has a gradient, since the maximum pooling lies between them
     assert silent == []
+
+
+def test_what_the_published_ss_cnn_never_reads_can_be_left_out() -> None:
+    model, lean = create_model("mnist_ss_28"), create_model("mnist_ss_28", unused=False)
+    unused = [parameter.numel() for key, parameter in model.named_parameters() if key.startswith("unused.")]
+    assert sum(unused) == 30 + 30 * 60 + 60 * 90 + 2 * 90 == 7_410
+    lean.load_state_dict({key: value for key, value in model.state_dict().items() if "unused." not in key})
+    images = torch.randn(2, 1, 28, 28)
+    assert torch.equal(model.eval()(images), lean.eval()(images))
 
 
 def test_vector_networks_keep_the_scale_axis_and_scalar_networks_do_not() -> None:

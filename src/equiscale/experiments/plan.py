@@ -1,16 +1,20 @@
-"""From a suite and a selection to the list of its runs."""
+"""From a suite and a selection to the list of its runs; and runs that belong to no suite."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import TypeVar
 
 from equiscale.errors import SettingError
 from equiscale.experiments.records import RunSettings
-from equiscale.experiments.spec import Augmentation, Suite, Treatment
+from equiscale.experiments.spec import Augmentation, Precision, Protocol, Scalar, Suite, Treatment
 
 # Two numbers of three digits: nothing here is numbered higher, and a typing error makes no endless list.
 _LONGEST_RANGE = len(" 000-999")
+
+# The folder of the records of runs that belong to no suite.
+AD_HOC_SUITE = "train"
 
 _Value = TypeVar("_Value")
 
@@ -25,6 +29,7 @@ class Selection:
         datasets: A shell pattern for the data sets' names.
         realisations: Realisations of the data sets.
         epochs: Another number of epochs; the learning rate's steps move in proportion.
+        precision: Another precision.
     """
 
     models: str = "*"
@@ -32,6 +37,7 @@ class Selection:
     realisations: Sequence[int] | None = None
     epochs: int | None = None
     datasets: str = "*"
+    precision: Precision | None = None
 
 
 def plan_runs(suite: Suite, selection: Selection | None = None) -> list[RunSettings]:
@@ -53,6 +59,8 @@ def plan_runs(suite: Suite, selection: Selection | None = None) -> list[RunSetti
     augmentations = _subset("augment", chosen.augment, suite.augmentations)
     realisations = _subset("realisations", chosen.realisations, suite.realisations)
     protocol = suite.protocol if chosen.epochs is None else suite.protocol.cut(chosen.epochs)
+    if chosen.precision is not None:
+        protocol = protocol.model_copy(update={"precision": chosen.precision})
     runs = [
         RunSettings(
             suite=suite.name,
@@ -77,6 +85,53 @@ def _treatments(suite: Suite, augment: Augmentation) -> list[Treatment]:
         crossed = (treatment._replace(augment=augment) for treatment in suite.treatments)
         return list(dict.fromkeys(crossed))
     return [treatment for treatment in suite.treatments if treatment.augment == augment]
+
+
+def ad_hoc_run(treatment: Treatment, *, protocol: Protocol, realisation: int = 0) -> RunSettings:
+    """A run that belongs to no suite.
+
+    Example:
+        >>> protocol = Protocol(epochs=1, batch_size=8, learning_rate=0.1, lr_steps=(), lr_gamma=0.1)
+        >>> ad_hoc_run(Treatment("mnist_cnn_28", (), "none", "digits-scale"), protocol=protocol).suite
+        'train'
+    """
+    return RunSettings(
+        suite=AD_HOC_SUITE,
+        dataset=treatment.dataset,
+        model=treatment.model,
+        augment=treatment.augment,
+        realisation=realisation,
+        protocol=protocol,
+        overrides=treatment.overrides,
+    )
+
+
+def parse_overrides(assignments: Iterable[str]) -> tuple[tuple[str, Scalar | tuple[Scalar, ...]], ...]:
+    """Settings of a network from ``name=value``: numbers, true, false, text, or a list with commas.
+
+    Raises:
+        SettingError: If a text is no assignment, or two are to one name.
+
+    Example:
+        >>> parse_overrides(["depth=10", "channels=8,8,16", "dropout=0.5"])
+        (('channels', (8, 8, 16)), ('depth', 10), ('dropout', 0.5))
+    """
+    overrides: dict[str, Scalar | tuple[Scalar, ...]] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not name.isidentifier() or not equals or name in overrides:
+            raise SettingError(f"expected each setting once, as name=value, got {assignment!r}")
+        parts = text.split(",")
+        overrides[name] = _scalar(text) if len(parts) == 1 else tuple(map(_scalar, parts))
+    return tuple(sorted(overrides.items()))
+
+
+def _scalar(text: str) -> Scalar:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        return text
+    return value if isinstance(value, bool | int | float) else text
 
 
 def parse_numbers(text: str) -> list[int]:

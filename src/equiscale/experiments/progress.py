@@ -1,6 +1,7 @@
 """A sweep in the terminal: progress bars with the time left, and what was written where."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,11 +14,16 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
-from equiscale.experiments.execute import RunOptions
-from equiscale.experiments.records import RunSettings
+from equiscale._machine import available_cores
+from equiscale.experiments.estimate import Estimate
+from equiscale.experiments.execute import RunOptions, weights_path
+from equiscale.experiments.records import RunSettings, read_record, record_path
 from equiscale.experiments.runner import RunEvent, run_sweep
 from equiscale.train import EpochResult
+
+_MINUTE, _HOUR, _DAY = 60, 3_600, 86_400
 
 
 def reproduce_with_progress(runs: Sequence[RunSettings], options: RunOptions, *, jobs: int) -> list[RunEvent]:
@@ -40,6 +46,63 @@ def reproduce_with_progress(runs: Sequence[RunSettings], options: RunOptions, *,
             f"[red]failed[/red] {failure.settings.run_id}: {escape(failure.message)}", highlight=False
         )
     return failures
+
+
+def print_result(settings: RunSettings, folder: Path) -> None:
+    """What came out of one finished run, and where its files are.
+
+    Raises:
+        RecordError: If its record cannot be read.
+    """
+    record = read_record(record_path(folder, settings))
+    console = Console(highlight=False)
+    if record.test is not None:
+        console.print(f"test error {record.test.error:.2f} % after epoch {record.test.epoch}")
+    for what, path in (
+        ("weights", weights_path(folder, settings)),
+        ("record", record_path(folder, settings)),
+    ):
+        console.print(f"{what}: {escape(str(path))}", soft_wrap=True)
+    for note in record.notes:
+        console.print(escape(note), soft_wrap=True)
+
+
+def print_estimates(estimates: Sequence[Estimate]) -> None:
+    """What every network costs, and all of them together."""
+    console = Console(highlight=False)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("network and data", overflow="fold")
+    for heading in ("runs", "one run", "all"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for estimate in estimates:
+        settings = estimate.settings
+        where = "" if settings.dataset == settings.suite else f" {settings.dataset}"
+        table.add_row(
+            escape(f"{settings.model}{where}"),
+            str(estimate.runs),
+            _duration(estimate.seconds),
+            _duration(estimate.total),
+        )
+    console.print(table)
+    total, cores = sum(estimate.total for estimate in estimates), available_cores()
+    console.print(
+        f"About {_duration(total)}, one run after the other; {_duration(total / cores)} on {cores} cores. "
+        "From a few timed steps, without loading and augmentation; busy cores take longer."
+    )
+
+
+def _duration(seconds: float) -> str:
+    """Seconds as people say it.
+
+    Example:
+        >>> [_duration(seconds) for seconds in (0.4, 95, 7_300, 400_000)]
+        ['1 s', '1.6 min', '2.0 h', '4.6 days']
+    """
+    if seconds < _MINUTE:
+        return f"{max(1, round(seconds))} s"
+    if seconds < _HOUR:
+        return f"{seconds / _MINUTE:.1f} min"
+    return f"{seconds / _HOUR:.1f} h" if seconds < 2 * _DAY else f"{seconds / _DAY:.1f} days"
 
 
 class _Display:

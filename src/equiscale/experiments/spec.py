@@ -3,7 +3,7 @@
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -11,6 +11,8 @@ from equiscale.errors import SettingError
 
 Augmentation = Literal["none", "scale", "crop-flip-cutout"]
 AUGMENTATIONS: tuple[Augmentation, ...] = ("none", "scale", "crop-flip-cutout")
+
+Precision = Literal["float32", "bfloat16"]
 
 PositiveInt = Annotated[int, Field(ge=1)]
 
@@ -82,7 +84,7 @@ class Protocol(_Frozen):
     nesterov: bool = True
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     accumulate: PositiveInt = 1
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     channels_last: bool = False
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = None
     select: Literal["best-validation", "last"] = "best-validation"
@@ -113,6 +115,26 @@ class Protocol(_Frozen):
             raise SettingError(f"expected at least one epoch, got {epochs}")
         steps = tuple(max(1, round(step * epochs / self.epochs)) for step in self.lr_steps)
         return self.model_copy(update={"epochs": epochs, "lr_steps": steps})
+
+
+def make_protocol(**settings: Any) -> Protocol:
+    """A protocol from loose settings.
+
+    Raises:
+        SettingError: For an illegal setting, with all that is wrong.
+
+    Example:
+        >>> make_protocol(epochs=2, batch_size=8, learning_rate=0.1, lr_steps=(), lr_gamma=0.1).optimizer
+        'adam'
+    """
+    try:
+        return Protocol.model_validate(settings)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, problem['loc'])) or 'protocol'}: {problem['msg']}"
+            for problem in error.errors()
+        )
+        raise SettingError(f"expected a valid protocol, got {problems}") from error
 
 
 class Claim(_Frozen):
@@ -155,9 +177,16 @@ class Cell(_Frozen):
 
 
 class Method(_Frozen):
-    """A row of the table; its cells stand under the names of the columns."""
+    """A row of the table; its cells stand under the names of the columns.
+
+    Args:
+        name: The row's heading.
+        extra: Whether the row is ours, and not part of the published comparison.
+        cells: The cells by column.
+    """
 
     name: str
+    extra: bool = False
     cells: dict[str, Cell]
 
 
@@ -215,6 +244,14 @@ class Suite(_Frozen):
     def models(self) -> tuple[str, ...]:
         """Every network of the table once, in the order of the rows."""
         return tuple(dict.fromkeys(cell.model for cell in self.cells))
+
+    @property
+    def extra_models(self) -> frozenset[str]:
+        """The networks that stand in extra rows alone."""
+        published = {
+            cell.model for method in self.methods if not method.extra for cell in method.cells.values()
+        }
+        return frozenset(self.models) - published
 
     @property
     def datasets(self) -> tuple[str, ...]:

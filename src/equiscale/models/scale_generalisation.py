@@ -1,7 +1,8 @@
 """Networks for images of any size: one trunk with global pooling, with the convolution of each method."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,9 @@ from equiscale.errors import ModelError, ShapeError
 from equiscale.models.registry import ModelEntry, register
 from equiscale.nn import LiftConv2d, ScaleBatchNorm2d, ScaleConv2d, ScaleMaxPool2d, ScaleProjection
 from equiscale.scales import ScaleGrid
+
+_GRID = ScaleGrid.geometric(1.0, 2**0.5, 4)
+_BASIS = HermiteBasis(5)
 
 
 @dataclass(frozen=True)
@@ -42,14 +46,14 @@ class SteerableAnySizeSettings(AnySizeSettings):
     """The trunk with steerable filters.
 
     Args:
-        grid: The scales; a factor of 4 by default, what the methods with fewer scales must extrapolate.
+        grid: The scales.
         kernel_size: K, the side of the filter on the largest scale.
         basis: The family of functions.
     """
 
-    grid: ScaleGrid = field(default_factory=lambda: ScaleGrid.geometric(1.0, 2**0.5, 4))
+    grid: ScaleGrid = _GRID
     kernel_size: int = 13
-    basis: SteerableBasis = HermiteBasis(5)
+    basis: SteerableBasis = _BASIS
 
     @property
     def conv_options(self) -> dict[str, object]:
@@ -104,7 +108,7 @@ def image_stages(settings: AnySizeSettings, conv: Callable[[int, int], list[nn.M
     widths = (settings.in_channels, *settings.channels)
     stages = [
         [*conv(c_in, c_out), nn.BatchNorm2d(c_out), nn.ReLU(), nn.MaxPool2d(2)]
-        for c_in, c_out in zip(widths, widths[1:], strict=False)
+        for c_in, c_out in pairwise(widths)
     ]
     return nn.Sequential(*(layer for stage in stages for layer in stage))
 
@@ -116,7 +120,7 @@ def scale_map_stages(
     widths = (settings.in_channels, *settings.channels)
     stages = [
         [(lift if index == 0 else conv)(c_in, c_out), ScaleBatchNorm2d(c_out), nn.ReLU(), ScaleMaxPool2d(2)]
-        for index, (c_in, c_out) in enumerate(zip(widths, widths[1:], strict=False))
+        for index, (c_in, c_out) in enumerate(pairwise(widths))
     ]
     return nn.Sequential(*(layer for stage in stages for layer in stage), ScaleProjection())
 
@@ -155,8 +159,12 @@ def build_ses_vector(settings: SteerableAnySizeSettings) -> AnySizeNetwork:
 
 register(ModelEntry("scale_cnn", "CNN, any size", AnySizeSettings(), build_cnn, SESN))
 register(
-    ModelEntry("scale_ses_scalar", "SESN scalar, any size", SteerableAnySizeSettings(), build_ses_scalar, SESN)
+    ModelEntry(
+        "scale_ses_scalar", "SESN scalar, any size", SteerableAnySizeSettings(), build_ses_scalar, SESN
+    )
 )
 register(
-    ModelEntry("scale_ses_vector", "SESN vector, any size", SteerableAnySizeSettings(), build_ses_vector, SESN)
+    ModelEntry(
+        "scale_ses_vector", "SESN vector, any size", SteerableAnySizeSettings(), build_ses_vector, SESN
+    )
 )

@@ -1,5 +1,6 @@
-"""SESN on MNIST-scale, scalar and vector: the eight published cells."""
+"""SESN on MNIST-scale, scalar and vector: the eight published cells, and vector with learnable scales."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,10 +8,19 @@ from torch import nn
 
 from equiscale.basis import HermiteBasis
 from equiscale.basis.hermite import DegeneratePolicy
-from equiscale.citations import SESN
+from equiscale.citations import LEARNABLE_SCALES, SESN
 from equiscale.models.mnist.network import UPSAMPLINGS, MnistNetwork, MnistSettings, image_trunk, last_stage
 from equiscale.models.registry import ModelEntry, register
-from equiscale.nn import LiftConv2d, ScaleBatchNorm2d, ScaleConv2d, ScaleMaxPool2d, ScaleProjection
+from equiscale.nn import (
+    LearnableLiftConv2d,
+    LearnableScaleConv2d,
+    LearnableScales,
+    LiftConv2d,
+    ScaleBatchNorm2d,
+    ScaleConv2d,
+    ScaleMaxPool2d,
+    ScaleProjection,
+)
 from equiscale.scales import ScaleGrid
 
 
@@ -74,14 +84,29 @@ def build_ses_vector(settings: SesSettings) -> MnistNetwork:
     return MnistNetwork(vector_trunk(settings, settings.conv_options), settings)
 
 
-def vector_trunk(settings: MnistSettings, options: dict[str, Any]) -> nn.Sequential:
+def vector_trunk(
+    settings: MnistSettings,
+    options: dict[str, Any],
+    lift: Callable[..., nn.Module] = LiftConv2d,
+    conv: Callable[..., nn.Module] = ScaleConv2d,
+) -> nn.Sequential:
     """The trunk of the steerable networks whose features are scale maps; ``options`` of each convolution."""
     c0, (c1, c2, c3) = settings.in_channels, settings.channels
     return nn.Sequential(
-        *(LiftConv2d(c0, c1, **options), nn.ReLU(), ScaleMaxPool2d(2), ScaleBatchNorm2d(c1)),
-        *(ScaleConv2d(c1, c2, **options), nn.ReLU(), ScaleMaxPool2d(2), ScaleBatchNorm2d(c2)),
-        *(ScaleConv2d(c2, c3, **options), ScaleProjection(), *last_stage(settings)),
+        *(lift(c0, c1, **options), nn.ReLU(), ScaleMaxPool2d(2), ScaleBatchNorm2d(c1)),
+        *(conv(c1, c2, **options), nn.ReLU(), ScaleMaxPool2d(2), ScaleBatchNorm2d(c2)),
+        *(conv(c2, c3, **options), ScaleProjection(), *last_stage(settings)),
     )
+
+
+def build_learnable(settings: SesSettings) -> MnistNetwork:
+    """SESN, vector, with the smallest scale and the range as parameters that all layers share."""
+    scales = LearnableScales(
+        settings.num_scales, min_scale=settings.min_scale, scale_range=settings.scale_range
+    )
+    options = settings.conv_options | {"scales": scales}
+    del options["grid"]
+    return MnistNetwork(vector_trunk(settings, options, LearnableLiftConv2d, LearnableScaleConv2d), settings)
 
 
 # Scales S, range, smallest scale, mult, kernel; "p" is the published second configuration for "+".
@@ -114,3 +139,9 @@ for _cell in _CELLS:
     _kind = _cell.split("_")[0]
     _builder = build_ses_scalar if _kind == "scalar" else build_ses_vector
     register(ModelEntry(f"mnist_ses_{_cell}", f"SESN {_kind}", _settings(_cell), _builder, SESN))
+
+for _size in UPSAMPLINGS:
+    _start = _settings(f"vector_{_size}")
+    register(
+        ModelEntry(f"mnist_learnable_{_size}", "Learnable scales", _start, build_learnable, LEARNABLE_SCALES)
+    )

@@ -1,0 +1,140 @@
+"""How long a sweep will take: a few timed steps of each network, on the machine that will do it."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from equiscale.data import DatasetInfo, dataset_info
+from equiscale.experiments.records import RunSettings
+from equiscale.models import create_model
+
+_REPEATS = 2
+_PATIENCE = 0.15  # seconds: a batch that takes longer is large enough to stand for a larger one
+_FIRST_BATCH = 4
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds an image, in training and in evaluation."""
+
+    train: float
+    evaluate: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one network with one data set and schedule costs.
+
+    Args:
+        settings: One of the runs that are alike but for augmentation and realisation.
+        runs: How many there are.
+        seconds: Of one of them.
+    """
+
+    settings: RunSettings
+    runs: int
+    seconds: float
+
+    @property
+    def total(self) -> float:
+        """Seconds of all of them, one after the other."""
+        return self.runs * self.seconds
+
+
+def estimate_runs(
+    runs: Iterable[RunSettings],
+    *,
+    device: str = "cpu",
+    data_root: Path | None = None,
+    on_model: Callable[[str], None] | None = None,
+) -> list[Estimate]:
+    """Time a few training and evaluation steps of every network, on random images, and extrapolate.
+
+    Augmentation, loading and start-up are not counted.
+
+    Args:
+        runs: The planned runs.
+        device: Where they will run; on a CPU one core does one run.
+        data_root: The folder of prepared data; None: the default. Only descriptions are read.
+        on_model: Called with the name of each network before it is timed.
+
+    Returns:
+        One estimate for every network, data set and schedule, in the order of the runs.
+
+    Raises:
+        ModelError: For an unknown network.
+        SettingError: For an unknown data set.
+    """
+    alike: dict[object, list[RunSettings]] = {}
+    for run in runs:
+        alike.setdefault((run.model, run.overrides, run.dataset, run.protocol), []).append(run)
+    estimates = []
+    for group in alike.values():
+        if on_model is not None:
+            on_model(group[0].model)
+        info = dataset_info(group[0].dataset, root=data_root)
+        speed = _measure(group[0], info, torch.device(device))
+        estimates.append(Estimate(group[0], len(group), _seconds(group[0], info, speed)))
+    return estimates
+
+
+def _seconds(run: RunSettings, info: DatasetInfo, speed: Speed) -> float:
+    """Every epoch trains and validates; the best one is tested."""
+    sizes = info.split_sizes
+    epoch = sizes["train"] * speed.train + sizes.get("val", 0) * speed.evaluate
+    return run.protocol.epochs * epoch + sizes["test"] * speed.evaluate
+
+
+def _measure(run: RunSettings, info: DatasetInfo, device: torch.device) -> Speed:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the runs of a sweep, one to a core
+    try:
+        with torch.random.fork_rng(devices=[]):
+            network = create_model(
+                run.model,
+                num_classes=info.num_classes,
+                in_channels=info.image_shape[0],
+                **dict(run.overrides),
+            )
+            network.to(device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=run.protocol.precision == "bfloat16"):
+                return _measure_network(network, info, device, run.protocol.batch_size)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _measure_network(network: nn.Module, info: DatasetInfo, device: torch.device, largest: int) -> Speed:
+    size = min(_FIRST_BATCH, largest)
+    while True:
+        images = torch.randn(size, *info.image_shape, device=device)
+        labels = torch.zeros(size, dtype=torch.long, device=device)
+        train = _time(lambda: _train_step(network.train(), images, labels))  # noqa: B023 (called at once)
+        if train > _PATIENCE or size >= largest:
+            break
+        size = min(largest, 4 * size)
+    with torch.no_grad():
+        evaluate = _time(lambda: network.eval()(images))
+    return Speed(train / size, evaluate / size)
+
+
+def _train_step(network: nn.Module, images: Tensor, labels: Tensor) -> None:
+    network.zero_grad()
+    cross_entropy(network(images), labels).backward()  # type: ignore[no-untyped-call]
+
+
+def _time(step: Callable[[], object]) -> float:
+    """Seconds of one step, the fastest: what else the machine does is not counted, nor is the first one."""
+    return min([_stopwatch(step) for _ in range(_REPEATS + 1)][1:])
+
+
+def _stopwatch(step: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    step()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started

@@ -1,0 +1,59 @@
+"""What a sweep is said to cost: the arithmetic, and that real networks are timed."""
+
+import pytest
+import torch
+
+from equiscale.data import dataset_info
+from equiscale.errors import ModelError
+from equiscale.experiments import estimate
+from equiscale.experiments.estimate import Speed, estimate_runs
+from equiscale.experiments.plan import Selection, plan_runs
+from equiscale.experiments.progress import _duration
+from equiscale.experiments.spec import load_suite
+
+RUNS = plan_runs(load_suite("digits-scale"), Selection(epochs=3))
+
+
+def test_every_epoch_trains_and_validates_and_one_test_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "_measure", lambda *_: Speed(train=2.0, evaluate=0.5))
+    sizes = dataset_info("digits-scale").split_sizes
+    estimates = estimate_runs(RUNS)
+    expected = 3 * (2.0 * sizes["train"] + 0.5 * sizes["val"]) + 0.5 * sizes["test"]
+    assert [(e.settings.model, e.runs, e.seconds) for e in estimates] == [
+        ("mnist_cnn_28", 3, expected),
+        ("mnist_ses_scalar_28", 3, expected),
+        ("mnist_ses_vector_28", 3, expected),
+    ]
+    assert estimates[0].total == 3 * expected
+
+
+def test_real_networks_are_timed_and_nothing_else_is_touched() -> None:
+    named: list[str] = []
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    (cnn,) = estimate_runs(RUNS[:1], on_model=named.append)
+    assert named == ["mnist_cnn_28"]
+    images = 3 * 1_197 + 600
+    assert 1e-6 < cnn.seconds / images < 1  # a pass of 45 MFLOP
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_bfloat16_runs_are_timed_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    monkeypatch.setattr(estimate, "_time", lambda step: seen.append(torch.is_autocast_enabled("cpu")) or 1.0)
+    for precision in ("float32", "bfloat16"):
+        estimate_runs(plan_runs(load_suite("digits-scale"), Selection("mnist_cnn_*", precision=precision)))
+    assert seen == [False, False, True, True]
+
+
+def test_an_unknown_network_is_refused() -> None:
+    with pytest.raises(ModelError, match="got 'no_such'"):
+        estimate_runs([RUNS[0].model_copy(update={"model": "no_such"})])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.1, "1 s"), (59.4, "59 s"), (90, "1.5 min"), (7_200, "2.0 h"), (864_000, "10.0 days")],
+)
+def test_durations_are_said_as_people_say_them(seconds: float, words: str) -> None:
+    assert _duration(seconds) == words
