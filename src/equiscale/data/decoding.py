@@ -86,12 +86,12 @@ def decode_all(readers: Sequence[Callable[[], bytes]], out: NDArray[np.uint8]) -
 
 def _decode(content: bytes, size: int) -> NDArray[np.uint8]:
     with needs_extra("data"):
-        from PIL import Image, ImageOps
+        from PIL import Image, ImageOps, UnidentifiedImageError
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as opened:
             upright = ImageOps.exif_transpose(opened)
             square = _middle_square(_over_white(upright), size)
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise DataError("no JPEG, PNG or WebP image") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise DataError(f"more than the {Image.MAX_IMAGE_PIXELS} pixels that Pillow allows") from error

@@ -87,7 +87,7 @@ def _choose(labels: Tensor, count: int, seed: int) -> Tensor:
     """Images at random, every class once before any comes again."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     turns = torch.zeros(len(labels), dtype=torch.int64)
-    for label in labels.unique():
+    for label in range(int(labels.max()) + 1):
         of_class = labels[order] == label
         turns[of_class] = torch.arange(int(of_class.sum()))
     keys = turns * (int(labels.max()) + 1) + labels[order]

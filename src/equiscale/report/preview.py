@@ -1,11 +1,10 @@
 """The steps of the augmentation side by side, a row an image, all at one scale."""
 
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from equiscale._extras import needs_extra
 from equiscale._files import atomic_path
-from equiscale.data.preview import Preview
 from equiscale.errors import SettingError
 from equiscale.report.drawing import ACCENT, FAINT, INK, RULE
 
@@ -15,6 +14,9 @@ with needs_extra("report"):
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
+
+if TYPE_CHECKING:
+    from equiscale.data.preview import Preview
 
 FORMATS: Final = (".png", ".svg", ".pdf")
 
@@ -33,7 +35,7 @@ _CAPTIONS: Final = {
 }
 
 
-def draw_preview(preview: Preview, target: Path) -> Path:
+def draw_preview(preview: "Preview", target: Path) -> Path:
     """Draw the steps into a file.
 
     Args:
@@ -57,7 +59,7 @@ def draw_preview(preview: Preview, target: Path) -> Path:
     return target
 
 
-def _paint(preview: Preview) -> Figure:
+def _paint(preview: "Preview") -> Figure:
     """One axes over the whole figure, in units of an image's side."""
     lefts, width = _columns(preview)
     step, rows = _row_step(preview), len(preview.names)
@@ -82,7 +84,7 @@ def _paint(preview: Preview) -> Figure:
     return figure
 
 
-def _tile(axes: Axes, preview: Preview, stage: str, row: int, left: float, middle: float) -> None:
+def _tile(axes: Axes, preview: "Preview", stage: str, row: int, left: float, middle: float) -> None:
     side = _side(preview, stage)
     top = middle - side / 2
     axes.imshow(
@@ -106,7 +108,7 @@ def _mark(axes: Axes, x: float, y: float, text: str) -> None:
     axes.text(x, y + 0.01, text, ha="center", va="top", fontsize=7.5, color=ACCENT)
 
 
-def _columns(preview: Preview) -> tuple[dict[str, float], float]:
+def _columns(preview: "Preview") -> tuple[dict[str, float], float]:
     """The left edge of each step, and the width of all."""
     lefts, left = {}, _NAMES
     for stage in preview.stages:
@@ -115,11 +117,11 @@ def _columns(preview: Preview) -> tuple[dict[str, float], float]:
     return lefts, left
 
 
-def _row_step(preview: Preview) -> float:
+def _row_step(preview: "Preview") -> float:
     return max(_side(preview, stage) for stage in preview.stages) + _GAP
 
 
-def _side(preview: Preview, stage: str) -> float:
+def _side(preview: "Preview", stage: str) -> float:
     """A tile's side; an image's is 1, and a padded one's is larger."""
     sides: dict[str, int] = {name: images.shape[1] for name, images in preview.stages.items()}
     return sides[stage] / sides["original"]
