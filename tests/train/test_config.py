@@ -3,7 +3,7 @@
 import pytest
 
 from equiscale.errors import SettingError
-from equiscale.train import TrainConfig, derive_seed
+from equiscale.train import Numerics, OptimizerSettings, TrainConfig, derive_seed
 
 
 def test_the_published_schedule() -> None:
@@ -31,3 +31,41 @@ def test_seeds_of_streams_and_epochs_differ() -> None:
     assert len(seeds) == 8
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert derive_seed(0, "weights") == derive_seed(0, "weights", 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"accumulate": 0}, "expected accumulate of at least 1, got 0"),
+        ({"ema_decay": 1.0}, r"expected an ema_decay in \[0, 1\), got 1.0"),
+        ({"select": "best"}, "expected select of best-validation, last, got 'best'"),
+        ({"test_every": 0}, "expected test_every of at least 1 epoch, got 0"),
+    ],
+)
+def test_illegal_settings_beside_the_schedule(settings: dict, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        TrainConfig(epochs=1, learning_rate=0.1, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "lion"}, "expected optimizer of adam, sgd, got 'lion'"),
+        ({"momentum": 1.0}, r"expected a momentum in \[0, 1\), got 1.0"),
+        ({"weight_decay": -1.0}, "expected a weight_decay of at least 0, got -1.0"),
+        ({"name": "sgd", "momentum": 0.0}, "expected a positive momentum with nesterov=True, got 0"),
+    ],
+)
+def test_illegal_optimisers(settings: dict, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        OptimizerSettings(**settings)
+
+
+def test_an_unknown_precision() -> None:
+    with pytest.raises(SettingError, match="expected precision of float32, bfloat16, got 'float16'"):
+        Numerics("float16")
+
+
+def test_periodic_tests_are_counted_from_one() -> None:
+    config = TrainConfig(epochs=6, learning_rate=0.1, test_every=3)
+    assert [epoch for epoch in range(1, 7) if config.tests_at(epoch)] == [3, 6]

@@ -1,7 +1,7 @@
 """One run: data, network, training, test, record."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -119,16 +119,43 @@ def weights_path(folder: Path, settings: RunSettings) -> Path:
     return folder / settings.suite / "weights" / f"{settings.run_id}.safetensors"
 
 
-def check_network(settings: RunSettings) -> None:
-    """Build the network of a run and let it see one image of the data set's shape.
+def evaluation_splits(info: DatasetInfo) -> tuple[str | None, str]:
+    """The names of the split that selects an epoch, None without one, and of the split that is tested.
+
+    Data with images to learn from and one more split are tested on that, whatever its name.
+
+    Raises:
+        SettingError: If there is nothing to test on.
+    """
+    if "test" in info.split_sizes:
+        return ("val" if "val" in info.split_sizes else None), "test"
+    if "val" in info.split_sizes:
+        return None, "val"
+    raise SettingError(
+        f"expected data with a test or val split, got {info.name} with {', '.join(info.split_sizes)} alone; "
+        "set some of its images aside"
+    )
+
+
+def check_networks(runs: Iterable[RunSettings], *, data_root: Path | None = None) -> None:
+    """Build every network of the runs, and let it see one image of its data set's shape.
+
+    Args:
+        runs: What to run.
+        data_root: The folder of prepared data; None: the default.
 
     Raises:
         ModelError: For an unknown network or override.
-        SettingError: If the network is not for such images, or the run has no split that it needs.
+        SettingError: If a network is not for such images, or a run's data do not fit its settings.
     """
-    info = dataset_info(settings.dataset)
-    _check_splits(settings, info)
-    _build_network(settings, info)
+    built = set()
+    for run in runs:
+        info = dataset_info(run.dataset, root=data_root)
+        _check_data(run, info)
+        network = (run.model, run.overrides, run.dataset)
+        if network not in built:
+            built.add(network)
+            _build_network(run, info)
 
 
 class _Run:
@@ -138,11 +165,12 @@ class _Run:
         self.settings, self.options, self.started = settings, options, provenance.now()
         self.commit = provenance.commit()
         self.device = torch.device(options.device)
-        info = dataset_info(settings.dataset)
-        _check_splits(settings, info)
+        info = dataset_info(settings.dataset, root=options.data_root)
+        _check_data(settings, info)
         self.network = _build_network(settings, info).to(self.device)
-        self.train_split, self.test = self._load("train"), self._load("test")
-        self.validation = self._load("val") if "val" in info.split_sizes else None
+        validation, test = evaluation_splits(info)
+        self.train_split, self.test = self._load("train"), self._load(test)
+        self.validation = None if validation is None else self._load(validation)
         _check_batches(len(self.train_split), settings.protocol.batch_size)
         self.config = _train_config(settings)
         self.history: list[EpochResult] = []
@@ -176,11 +204,8 @@ class _Run:
         """Test the epoch that was kept and write the weights and the pictures' arrays."""
         self.network.load_state_dict(state.best)
         begun = time.monotonic()
-        predictions, labels = evaluate(
-            self.network, self._batches(self.test), numerics=self.config.numerics
-        )
+        predictions, labels = evaluate(self.network, self._batches(self.test), numerics=self.config.numerics)
         seconds = time.monotonic() - begun
-        self.network.cpu()
         test = TestRecord(
             epoch=state.best_epoch,
             error=error_percent(predictions, labels),
@@ -188,7 +213,9 @@ class _Run:
             by_factor=_by_factor(self.test, predictions != labels),
         )
         self._save_weights()
-        equivariance = self._unless_it_fails("equivariance", lambda: layer_equivariance(self.network, self.test))
+        equivariance = self._unless_it_fails(
+            "equivariance", lambda: layer_equivariance(self.network, self.test)
+        )
         pictures = self._unless_it_fails("pictures", lambda: self._save_pictures(predictions))
         return self.record(
             test=test, test_seconds=seconds, equivariance=tuple(equivariance or ()), inspection=pictures
@@ -347,17 +374,18 @@ def _train_config(settings: RunSettings) -> TrainConfig:
     )
 
 
-def _check_splits(settings: RunSettings, info: DatasetInfo) -> None:
-    if settings.protocol.select == "best-validation" and "val" not in info.split_sizes:
+def _check_data(settings: RunSettings, info: DatasetInfo) -> None:
+    validation, _ = evaluation_splits(info)
+    if settings.protocol.select == "best-validation" and validation is None:
         raise SettingError(
             f"expected data with a validation split to select the best epoch, got {settings.dataset}, which "
-            "has none; test the last epoch with select = \"last\""
+            'has none; test the last epoch with select = "last"'
         )
     height, width = info.image_shape[1:]
     if settings.augment == "crop-flip-cutout" and height != width:
         raise SettingError(
             f"expected square images for the augmentation crop-flip-cutout, got {height}×{width} in "
-            f"{settings.dataset}; use augment = \"none\""
+            f'{settings.dataset}; use augment = "none"'
         )
 
 

@@ -14,7 +14,6 @@ from equiscale.errors import EquiscaleError, ShapeError
 from equiscale.experiments.records import LayerEquivariance
 from equiscale.functional import synthesize_filters
 from equiscale.functional.rescale import rescale
-from equiscale.nn import SteerableConv2d
 from equiscale.scales import ScaleGrid
 from equiscale.testing import equivariance_error
 
@@ -22,7 +21,7 @@ _FILTERS = 8
 _LAYERS = 6
 _SAMPLES = 24
 # Images that are compared for the equivariance error: so many pixels, but not more images than these.
-_PROBE_PIXELS = 2**17
+_PROBE_PIXELS = 2**16
 _PROBES = 32
 # The factor between the sizes of a probe image where the network has no scale grid of its own.
 _PLAIN_STEP = 1.5
@@ -49,9 +48,9 @@ def inspect_network(network: nn.Module, test: Dataset, predictions: Tensor) -> A
     arrays = _samples(test, predictions)
     step = _scale_step(network)
     factors = torch.tensor([step**-2, step**-1, 1.0], dtype=torch.float64)
-    image = test.images[int(test.factors.argmax())].float()  # (C, H, W)
+    image = test.images[int(test.factors.argmax())].float().to(_device(network))  # (C, H, W)
     sizes = rescale(image.expand(3, -1, -1, -1), factors).round().clamp(0, 255)
-    arrays["feature_inputs"] = _small(sizes.mean(1)).round().byte().numpy()
+    arrays["feature_inputs"] = _small(sizes.mean(1)).round().byte().cpu().numpy()
     arrays["feature_factors"] = factors.numpy()
     for layer in _convolutions(network):
         arrays |= _layer_arrays(layer, _Upto(network, layer.module, test), sizes / 255)
@@ -67,7 +66,7 @@ def layer_equivariance(network: nn.Module, test: Dataset) -> list[LayerEquivaria
     """
     pixels = test.images[0, 0].numel()
     largest = test.factors.argsort(descending=True)[: min(_PROBES, max(4, _PROBE_PIXELS // pixels))]
-    images = test.images[largest].float() / 255
+    images = test.images[largest].float().to(_device(network)) / 255
     factor = 1 / _scale_step(network)
     measured = []
     for layer in _convolutions(network):
@@ -155,10 +154,8 @@ def _walk(module: nn.Module, name: str) -> Iterator[_Layer]:
 
 
 def _is_convolution(module: nn.Module) -> bool:
-    """An ordinary convolution that sees neighbours, or a layer with weights on a scale grid."""
-    if isinstance(module, nn.Conv2d):
-        return max(module.kernel_size) > 1
-    return _grid(module) is not None and next(module.parameters(recurse=False), None) is not None
+    """A layer with weights (O, C, ...) for more than one pixel; no 1×1 convolution, no linear layer."""
+    return any(weight.shape[2:].numel() > 1 for weight in module.parameters(recurse=False) if weight.ndim > 2)
 
 
 def _grid(module: nn.Module) -> ScaleGrid | None:
@@ -172,15 +169,26 @@ def _scale_step(network: nn.Module) -> float:
     return (first.step if first is not None else None) or _PLAIN_STEP
 
 
+def _device(network: nn.Module) -> torch.device:
+    return next(network.parameters()).device
+
+
 def _filters(conv: nn.Module) -> tuple[Tensor, NDArray[np.float64]] | None:
     """Filters (n, S, K, K) between the first input channel and the first outputs, and their scales."""
-    if isinstance(conv, nn.Conv2d):
-        return conv.weight[:_FILTERS, :1], np.ones(1)
-    if not isinstance(conv, SteerableConv2d) or not isinstance(getattr(conv, "weight", None), Tensor):
+    weight, basis, grid = getattr(conv, "weight", None), getattr(conv, "basis", None), _grid(conv)
+    if not isinstance(weight, Tensor):
         return None
-    weight = conv.weight[:_FILTERS, 0]
+    if grid is None:
+        return (weight[:_FILTERS, :1], np.ones(1)) if weight.ndim == 4 else None
+    if not isinstance(basis, Tensor) or basis.ndim != 4:
+        return None
+    if weight.shape[-1] != len(basis):  # the pixels of a small kernel are the weights: (O, C, ..., k, k)
+        weight = weight.flatten(-2)
+    if weight.ndim not in (3, 4) or weight.shape[-1] != len(basis):
+        return None
+    weight = weight[:_FILTERS, 0]
     weight = weight[:, 0] if weight.ndim == 3 else weight  # (n, N, F): the filter's own scale
-    return synthesize_filters(weight, conv.basis), np.array(conv.grid.values)
+    return synthesize_filters(weight, basis), np.array(grid.values)
 
 
 def _samples(test: Dataset, predictions: Tensor) -> Arrays:

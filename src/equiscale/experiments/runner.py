@@ -12,9 +12,15 @@ from typing import Literal
 import torch
 
 from equiscale._machine import available_cores
-from equiscale.data import load
+from equiscale.data import dataset_info, load
 from equiscale.errors import SettingError
-from equiscale.experiments.execute import RunOptions, check_network, checkpoint_path, execute_run
+from equiscale.experiments.execute import (
+    RunOptions,
+    check_networks,
+    checkpoint_path,
+    evaluation_splits,
+    execute_run,
+)
 from equiscale.experiments.records import RunSettings, read_record, record_path
 from equiscale.train import EpochResult
 
@@ -53,10 +59,10 @@ def prepare_options(
     if jobs < 0:
         raise SettingError(f"expected 0 jobs (automatic) or more, got {jobs}")
     chosen = _check_device(device)
-    for run in {(run.treatment, run.protocol): run for run in runs}.values():
-        check_network(run)
+    check_networks({run.treatment: run for run in runs}.values(), data_root=data_root)
     for dataset, realisation in dict.fromkeys((run.dataset, run.realisation) for run in runs):
-        load(dataset, split="test", realisation=realisation, root=data_root)
+        _, test = evaluation_splits(dataset_info(dataset, root=data_root))
+        load(dataset, split=test, realisation=realisation, root=data_root)
     _check_writable(folder)
     cores = available_cores()
     automatic = 1 if chosen.startswith("cuda") else min(cores, len(runs))

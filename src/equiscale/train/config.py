@@ -70,7 +70,8 @@ class Numerics:
     Args:
         precision: "bfloat16" for autocast, which rounds the operands of convolutions and products.
         channels_last: Whether images and the weights of ordinary convolutions lie in memory with their
-            channels last. The numbers are the same but for rounding.
+            channels last. The numbers are the same but for rounding, and for dropout, which draws in the
+            order of the memory.
 
     Raises:
         SettingError: For an unknown precision.
@@ -117,8 +118,8 @@ class TrainConfig:
         seed: Of the order of batches, augmentation and dropout.
         optimizer: The optimiser.
         numerics: Precision and layout of the forward pass.
-        accumulate: Parts into which each batch is cut to save memory. The gradient is that of the
-            whole batch's mean loss; batch norm sees the parts.
+        accumulate: Parts into which each batch is cut to save memory, of at least two images each. The
+            gradient is that of the whole batch's mean loss; batch norm sees the parts.
         ema_decay: Evaluate and keep an exponential moving average of the weights, see
             `equiscale.train.average.WeightAverage`; None: the weights themselves.
         select: Which epoch's weights are kept: the first one of the least validation error, or the last.

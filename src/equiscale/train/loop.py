@@ -106,7 +106,9 @@ class TrainState:
         self.best_epoch = epoch
 
     def _is_first_best(self) -> bool:
-        errors = [math.inf if past.validation_error is None else past.validation_error for past in self.history]
+        errors = [
+            math.inf if past.validation_error is None else past.validation_error for past in self.history
+        ]
         return errors.index(min(errors)) == len(errors) - 1
 
 
@@ -170,9 +172,7 @@ def fit(
 
 
 @torch.no_grad()
-def evaluate(
-    model: nn.Module, batches: Batches, *, numerics: Numerics = _PLAIN
-) -> tuple[Tensor, Tensor]:
+def evaluate(model: nn.Module, batches: Batches, *, numerics: Numerics = _PLAIN) -> tuple[Tensor, Tensor]:
     """Predicted and true classes of all images, in evaluation mode; the module's mode is restored.
 
     Args:
@@ -214,7 +214,7 @@ def _check_splits(splits: Splits, config: TrainConfig) -> None:
     if config.select == "best-validation" and splits.validation is None:
         raise SettingError(
             "expected a validation split to select the best epoch, got none; keep the last epoch with "
-            "select = \"last\""
+            'select = "last"'
         )
     if config.test_every is not None and splits.test is None:
         raise SettingError("expected test batches for a periodic test, got none; leave out test_every")
@@ -330,7 +330,10 @@ def _resume(state: TrainState, path: Path, identity: str) -> None:
         if state.select == "last":
             state.keep(len(state.history))
         else:
-            state.best, state.best_epoch = _to_device(groups["best"], state.model), int(progress["best_epoch"])
+            state.best, state.best_epoch = (
+                _to_device(groups["best"], state.model),
+                int(progress["best_epoch"]),
+            )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"expected a complete checkpoint in {path}, got: {error}; delete it") from error
 
