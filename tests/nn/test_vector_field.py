@@ -326,19 +326,20 @@ def test_dropouts_drop_in_training_only_and_whole_vectors(layer, axes: tuple[int
 def test_a_network_of_them_trains(generator: torch.Generator) -> None:
     network = nn.Sequential(
         *(VectorFieldLift2d(1, 4, kernel_size=5), VectorFieldMaxPool2d(2), VectorFieldBatchNorm2d(4)),
-        *(VectorFieldConv2d(4, 4, kernel_size=5), VectorFieldDropout(0.1)),
-        *(VectorFieldMaxPool2d(4, padding=2), VectorFieldMagnitude(), nn.Flatten(), nn.LazyLinear(2)),
+        *(VectorFieldConv2d(4, 4, kernel_size=5), VectorFieldMaxPool2d(4, padding=2)),
+        *(VectorFieldMagnitude(), nn.Flatten()),
     )
+    for index in (0, 3):
+        network[index].reset_parameters(generator)
     images = torch.randn(8, 1, 12, 14, generator=generator)
     images[:4] = torch.nn.functional.avg_pool2d(images[:4], 5, 1, 2)
-    target = torch.arange(8) // 4
-    network(images)
-    optimizer = torch.optim.Adam(network.parameters(), 0.01)
+    sign = torch.tensor([1.0] * 4 + [-1.0] * 4)  # smooth images are to give long vectors, rough ones short
+    optimizer = torch.optim.Adam(network.parameters(), 0.02)
     losses = []
     for _ in range(10):
-        loss = nn.functional.cross_entropy(network(images), target)
+        loss = nn.functional.softplus(-sign * (network(images).mean(1) - 0.5)).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < 0.8 * losses[0], losses

@@ -233,7 +233,8 @@ def vector_field_magnitude(x: Tensor) -> Image:
         5.0
     """
     check_vector_field("vector_field_magnitude", x)
-    return torch.linalg.vector_norm(x, dim=2)
+    lengths: Tensor = torch.linalg.vector_norm(x, dim=2)
+    return lengths
 
 
 def vector_field_max_pool2d(
@@ -273,7 +274,7 @@ def vector_field_max_pool2d(
     lengths = vector_field_magnitude(x.detach())
     _, index = max_pool2d(lengths, kernel_size, stride, padding, return_indices=True)
     chosen = index.flatten(2)[:, :, None].expand(-1, -1, 2, -1)  # (B, C, 2, H'*W')
-    return x.flatten(3).gather(3, chosen).unflatten(3, index.shape[2:])
+    return x.flatten(3).gather(3, chosen).view(*x.shape[:3], *index.shape[2:])
 
 
 def vector_field_variance(x: Tensor) -> Float[Tensor, "C"]:

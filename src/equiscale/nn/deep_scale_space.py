@@ -81,7 +81,7 @@ class ScaleSpaceLift2d(nn.Module):
         self.num_scales, self.base, self.zero_scale = num_scales, base, zero_scale
         self.padding_mode: PaddingMode = padding_mode
         kernels = [discrete_gaussian(variance) for variance in self.variances]
-        self.lengths = tuple(len(kernel) for kernel in kernels)
+        self.lengths = [len(kernel) for kernel in kernels]
         joined = torch.cat([torch.empty(0, dtype=torch.float64), *kernels])
         self.register_buffer("kernels", joined.to(torch.get_default_dtype()), persistent=False)
 
@@ -97,7 +97,8 @@ class ScaleSpaceLift2d(nn.Module):
 
     def forward(self, x: Tensor) -> ScaleMap:
         """Lift an image ``(B, C, H, W)`` to a scale map ``(B, C, S, H, W)``."""
-        return scale_space_lift2d(x, self.kernels.split(self.lengths), padding_mode=self.padding_mode)
+        kernels = torch.split(self.kernels, self.lengths)
+        return scale_space_lift2d(x, kernels, padding_mode=self.padding_mode)
 
     def extra_repr(self) -> str:
         """Scales, base, zero scale and padding mode."""
@@ -166,7 +167,8 @@ class ScaleSpaceConv2d(nn.Module):
         **geometry: Unpack[GeometryOptions],
     ) -> None:
         super().__init__()
-        self.geometry = ConvGeometry(**{"padding": "same", **geometry})
+        geometry.setdefault("padding", "same")
+        self.geometry = ConvGeometry(**geometry)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.num_scales, self.scale_size = kernel_size, num_scales, scale_size
         self.base = base
