@@ -1,8 +1,10 @@
-"""A suite small enough to be trained in a test."""
+"""A suite and a folder of photographs, small enough to be trained in a test."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 SMALL_SUITE = """
 name = "small"
@@ -29,3 +31,17 @@ def small_suite(tmp_path: Path) -> Path:
     path = tmp_path / "small.toml"
     path.write_text(SMALL_SUITE)
     return path
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The name of a data set of 16×16 colour images in three classes, two of them easy to tell apart."""
+    folder, random = tmp_path_factory.mktemp("photographs"), np.random.RandomState(0)
+    for split, count in (("train", 12), ("test", 5)):
+        for label, name in enumerate(("blue", "green", "red")):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = random.randint(0, 128, (16, 16, 3)).astype(np.uint8)
+                pixels[..., 2 - label] += 100
+                Image.fromarray(pixels).save(folder / split / name / f"{number}.png")
+    return f"folder:{folder}?size=16"

@@ -1,10 +1,13 @@
 """Selections of runs, and their identities."""
 
+from pathlib import Path
+
 import pytest
 
 from equiscale.errors import SettingError
-from equiscale.experiments.plan import Selection, parse_numbers, plan_runs
-from equiscale.experiments.spec import load_suite
+from equiscale.experiments.plan import Selection, ad_hoc_run, parse_numbers, parse_overrides, plan_runs
+from equiscale.experiments.records import RunSettings, read_record
+from equiscale.experiments.spec import Suite, Treatment, load_suite, make_protocol
 
 SUITE = load_suite("mnist-scale")
 
@@ -36,6 +39,117 @@ def test_identities_are_stable_and_depend_on_every_setting() -> None:
     assert run.run_id == "mnist_cnn_28-r0-s0-e60-5538286f"
     changed = run.model_copy(update={"protocol": run.protocol.model_copy(update={"learning_rate": 0.02})})
     assert changed.run_id != run.run_id
+
+
+RECORDS = sorted(
+    path
+    for path in (Path(__file__).parents[2] / "results").glob("*/*.json")
+    if path.parent.name != "benchmarks"
+)
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_committed_records_keep_their_identity(path: Path) -> None:
+    """New settings have the defaults of the time before them."""
+    assert read_record(path).settings.run_id == path.stem
+
+
+def test_there_are_committed_records() -> None:
+    assert len(RECORDS) > 10
+
+
+SEVERAL = """
+name = "several"
+title = "Cells on several data sets"
+dataset = "mnist-scale"
+realisations = [0, 1]
+columns = ["MNIST", "digits", "wide"]
+
+[protocol]
+epochs = 4
+batch_size = 8
+learning_rate = 0.1
+lr_steps = [2]
+lr_gamma = 0.1
+
+[[methods]]
+name = "CNN"
+cells.MNIST = { model = "mnist_cnn_28", augment = "none" }
+cells.digits = { model = "mnist_cnn_28", augment = "scale", dataset = "digits-scale" }
+cells.wide = { model = "mnist_cnn_28", augment = "none", overrides = { hidden = 512, channels = [8, 8, 8] } }
+"""
+
+
+@pytest.fixture
+def several(tmp_path: Path) -> Suite:
+    path = tmp_path / "several.toml"
+    path.write_text(SEVERAL)
+    return load_suite(str(path))
+
+
+def test_cells_have_data_sets_and_overrides_of_their_own(several: Suite) -> None:
+    wide = (("channels", (8, 8, 8)), ("hidden", 512))
+    treatments = [
+        Treatment("mnist_cnn_28", (), "none", "mnist-scale"),
+        Treatment("mnist_cnn_28", wide, "none", "mnist-scale"),
+        Treatment("mnist_cnn_28", (), "scale", "digits-scale"),
+    ]
+    runs = plan_runs(several)
+    assert [(run.treatment, run.realisation) for run in runs] == [
+        (treatment, realisation) for realisation in (0, 1) for treatment in treatments
+    ], "the combinations of the table and no others"
+    assert len({run.run_id for run in runs}) == 6
+    assert set(several.treatments) == set(treatments)
+    assert RunSettings.model_validate_json(runs[1].model_dump_json()) == runs[1]
+
+
+def test_a_selection_of_data_sets(several: Suite) -> None:
+    runs = plan_runs(several, Selection(datasets="digits*"))
+    assert {run.dataset for run in runs} == {"digits-scale"}
+    with pytest.raises(
+        SettingError, match="a pattern that matches a data set of mnist-scale, digits-scale, got 'x'"
+    ):
+        plan_runs(several, Selection(datasets="x"))
+
+
+def test_one_data_set_crosses_networks_and_augmentations(several: Suite) -> None:
+    cells = {
+        name: cell.model_copy(update={"dataset": None}) for name, cell in several.methods[0].cells.items()
+    }
+    one = several.model_copy(update={"methods": (several.methods[0].model_copy(update={"cells": cells}),)})
+    runs = plan_runs(one)
+    assert (
+        len(runs) == len({run.run_id for run in runs}) == 2 * 2 * 2
+    )  # networks, augmentations, realisations
+    assert [run.treatment in one.treatments for run in runs] == [True] * 6 + [False] * 2
+
+
+def test_a_run_of_no_suite() -> None:
+    protocol = make_protocol(epochs=1, batch_size=8, learning_rate=0.1, lr_steps=(), lr_gamma=0.1)
+    plain, wide = (
+        ad_hoc_run(Treatment("mnist_cnn_28", overrides, "none", "digits-scale"), protocol=protocol)
+        for overrides in ((), (("hidden", 512),))
+    )
+    assert plain.suite == "train"
+    assert plain.run_id != wide.run_id
+
+
+def test_overrides() -> None:
+    assignments = ["width=2", "dropout=0.5", "channels=8,8,16", "kind=scalar", "flag=true", "odd=null"]
+    assert dict(parse_overrides(assignments)) == {
+        "width": 2,
+        "dropout": 0.5,
+        "channels": (8, 8, 16),
+        "kind": "scalar",
+        "flag": True,
+        "odd": "null",
+    }
+
+
+@pytest.mark.parametrize("assignments", [["depth"], ["=3"], ["a b=3"], ["depth=1", "depth=2"]])
+def test_what_is_no_override(assignments: list[str]) -> None:
+    with pytest.raises(SettingError, match="expected each setting once, as name=value, got"):
+        parse_overrides(assignments)
 
 
 def test_numbers() -> None:

@@ -76,10 +76,17 @@ def test_predictions_are_compact_and_exact() -> None:
     assert len(encoded) < 34_000  # uniform classes; the mistakes of a real network compress no worse
 
 
+def test_more_than_256_classes_take_two_bytes() -> None:
+    classes = np.array([0, 255, 256, 65_535])
+    assert decode_predictions(encode_predictions(classes)).tolist() == classes.tolist()
+    assert decode_predictions(encode_predictions([])).tolist() == []
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "no base64!",
+        "uint16:" + base64.b64encode(zlib.compress(bytes(3))).decode(),
         base64.b64encode(b"no zlib").decode(),
         base64.b64encode(zlib.compress(bytes(100))[:-6]).decode(),
         base64.b64encode(zlib.compress(bytes(10**7 + 1))).decode(),

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from equiscale.errors import SettingError
-from equiscale.experiments.spec import list_suites, load_suite
+from equiscale.experiments.spec import list_suites, load_suite, make_protocol
 from equiscale.models import list_models
 
 SOURCED = {  # checked against a source document: SESN, in the order of the columns
@@ -25,6 +25,34 @@ def test_the_published_protocol() -> None:
     protocol = load_suite("mnist-scale").protocol
     assert (protocol.epochs, protocol.batch_size, protocol.learning_rate) == (60, 128, 0.01)
     assert (protocol.lr_steps, protocol.lr_gamma, protocol.augment_range) == ((20, 40), 0.1, (0.5, 2.0))
+
+
+def test_the_published_protocol_of_natural_images() -> None:
+    suite = load_suite("stl10")
+    protocol = suite.protocol
+    assert (protocol.epochs, protocol.batch_size, protocol.learning_rate) == (1000, 128, 0.1)
+    assert (protocol.lr_steps, protocol.lr_gamma) == ((300, 400, 600, 800), 0.2)
+    assert (protocol.optimizer, protocol.momentum, protocol.nesterov) == ("sgd", 0.9, True)
+    assert (protocol.weight_decay, protocol.select) == (5e-4, "last")
+    assert suite.augmentations == ("crop-flip-cutout",)
+    claims = {method.name: method.cells["STL-10"].claim for method in suite.methods}
+    assert {name: claim.mean for name, claim in claims.items()} == {
+        "WRN": 11.48,
+        "SiCNN": 11.62,
+        "SI-ConvNet": 12.48,
+        "DSS": 11.28,
+        "SS-CNN": 25.47,
+        "SESN-A": 10.83,
+        "SESN-B": 8.51,
+        "SESN-C": 14.08,
+        "DISCO": 8.07,
+    }
+    assert not any(claim.checked for claim in claims.values())
+
+
+def test_loose_settings_are_checked_as_a_whole() -> None:
+    with pytest.raises(SettingError, match=r"expected a valid protocol, got epochs: .*; learning_rate: "):
+        make_protocol(epochs=0, batch_size=8, learning_rate=-1.0, lr_steps=(), lr_gamma=0.1)
 
 
 def test_checked_claims_are_preferred_and_unchecked_ones_are_marked() -> None:
@@ -66,6 +94,17 @@ def test_a_cut_schedule_keeps_its_proportions() -> None:
         ('name = "small"', 'name = "../small"', "String should match pattern"),
         ("lr_steps = [2]", "lr_steps = [2, 1]", "lr_steps must increase"),
         ("lr_steps = [2]", "lr_steps = [2]\naugment_range = [2.0, 1.0]", "0 < low <= high"),
+        (
+            "batch_size = 250",
+            "batch_size = 250\naccumulate = 4",
+            "accumulate must divide batch_size, got 4 and 250",
+        ),
+        (
+            "lr_gamma = 0.1",
+            'lr_gamma = 0.1\noptimizer = "sgd"\nmomentum = 0.0',
+            "nesterov needs a positive momentum",
+        ),
+        ("lr_gamma = 0.1", "lr_gamma = 0.1\nema_decay = 1.0", "less than 1"),
         (
             'augment = "none"',
             'augment = "none", claims = [{ mean = 1.0, source = "x", checked = true }]',
