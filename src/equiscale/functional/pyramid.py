@@ -97,7 +97,7 @@ def _apply(function: Callable[[Tensor], Tensor], copies: list[Tensor]) -> list[T
                 f"input_pyramid: expected one output for each of {len(alike) * size[0]} images, "
                 f"got {tuple(together.shape)}"
             )
-        outputs |= zip(alike, together.unflatten(0, (len(alike), size[0])), strict=True)
+        outputs |= zip(alike, together.view(len(alike), size[0], *together.shape[1:]), strict=True)
     shapes = sorted({tuple(output.shape[1:]) for output in outputs.values()})
     if len(shapes) > 1:
         raise ShapeError(

@@ -76,8 +76,9 @@ def locally_scale_invariant_conv2d(
         raise SettingError(f"expected a resampling of {', '.join(get_args(Resampling))}, got {resampling!r}")
     grid = ScaleGrid(scales)
     copies = torch.cat([_resized(x, scale, resampling) for scale in grid])  # (S*B, C, H, W)
-    maps = _correlate(copies, weight, bias, geometry).unflatten(0, (len(grid), len(x)))
-    returned = [_resized(y, 1 / scale, resampling) for y, scale in zip(maps, grid, strict=True)]
+    maps = _correlate(copies, weight, bias, geometry)
+    by_scale = maps.view(len(grid), len(x), *maps.shape[1:])  # (S, B, C', H', W')
+    returned = [_resized(y, 1 / scale, resampling) for y, scale in zip(by_scale, grid, strict=True)]
     return torch.stack(returned).max(0).values
 
 

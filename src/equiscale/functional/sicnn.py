@@ -8,7 +8,7 @@ from torch import Tensor
 
 from equiscale._typing import BasisTensor, ScaleMap
 from equiscale.errors import SettingError, ShapeError
-from equiscale.functional.canvas import canvas_matrix
+from equiscale.functional.canvas import CanvasMethod, canvas_matrix
 from equiscale.functional.conv import lift_conv2d
 from equiscale.functional.filters import synthesize_filters
 from equiscale.functional.geometry import ConvGeometry
@@ -131,16 +131,15 @@ def _column_matrix(kernel_size: int, scale: float, largest: float) -> Tensor:
     """The kernel's pixels on the canvas of the largest scale, (P, K)."""
     margin = max(math.ceil((math.floor(kernel_size * largest) - kernel_size) / 2), 0)
     side = kernel_size + 2 * margin
-    method = "nearest" if scale > 1 else "bilinear"
-    if (
-        side * scale < 1
-        or not (matrix := canvas_matrix(side, scale, method=method)[:, margin : margin + kernel_size]).any()
-    ):
-        raise SettingError(
-            f"expected scales that leave something of a kernel of {kernel_size} pixels, got {scale:.4g}, "
-            f"which falls between its pixels on a canvas of {side}; use a larger kernel or a larger scale"
-        )
-    return matrix
+    method: CanvasMethod = "nearest" if scale > 1 else "bilinear"
+    if side * scale >= 1:
+        matrix = canvas_matrix(side, scale, method=method)[:, margin : margin + kernel_size]
+        if bool(matrix.any()):
+            return matrix
+    raise SettingError(
+        f"expected scales that leave something of a kernel of {kernel_size} pixels, got {scale:.4g}, "
+        f"which falls between its pixels on a canvas of {side}; use a larger kernel or a larger scale"
+    )
 
 
 def _norm_ratios(weight: Tensor, basis: Tensor) -> Tensor:
