@@ -230,7 +230,7 @@ def test_the_length_of_zero_has_gradient_zero() -> None:
 # --- reduced precision ---
 
 
-def test_angles_stay_exact_in_reduced_precision() -> None:
+def test_angles_stay_apart_in_reduced_precision() -> None:
     x, weight = random(1, 1, 16, 16).bfloat16(), random(2, 1, 3, 3, seed=1).bfloat16()
     y = vector_field_lift2d(x, weight).double()
     assert vector_field_lift2d(x, weight).dtype == torch.bfloat16

@@ -447,9 +447,8 @@ def _turned(weight: Tensor, angle: float) -> Tensor:
 def _strongest(responses: Float[Tensor, "B C A H W"], scales: ScaleAngles) -> VectorField:
     """The largest positive answer, in the direction of its factor's angle."""
     strongest, index = responses.max(2)
-    # Counted in float32 at least: the angles of reduced precision would be off by a tenth of their step.
-    angle = index.to(torch.promote_types(responses.dtype, torch.float32)) * scales.step + scales.angles[0]
-    directions = torch.stack([angle.cos(), angle.sin()], dim=2).to(strongest.dtype)
+    angle = index.to(strongest.dtype) * scales.step + scales.angles[0]
+    directions = torch.stack([angle.cos(), angle.sin()], dim=2)
     return strongest.relu()[:, :, None] * directions
 
 
