@@ -54,7 +54,8 @@ format: $(VENV)/installed-dev ## Format the code
 	@$(BIN)/ruff format $(SOURCES)
 	@$(BIN)/ruff check --fix $(SOURCES)
 
-readme: $(VENV)/installed ## Write the README's tables from the committed records
+readme: $(VENV)/installed ## Write the README's tables from the committed records, and the catalogue
+	@$(BIN)/equiscale list --into docs/catalogue.md
 	@$(BIN)/equiscale table mnist-scale --results results --into README.md
 	@$(BIN)/equiscale table digits-scale --results results --into README.md
 	@$(BIN)/python benchmarks/training_step.py --read --into README.md

@@ -91,6 +91,9 @@ MNIST = Citation(
     "Gradient-based learning applied to document recognition",
     "Proceedings of the IEEE",
 )
+DIGITS = Citation(
+    "Alpaydin, Kaynak", 1998, "Optical Recognition of Handwritten Digits", "UCI Machine Learning Repository"
+)
 STL10 = Citation(
     "Coates, Lee, Ng",
     2011,

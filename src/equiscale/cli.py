@@ -52,26 +52,29 @@ def equiscale(
 
 
 @app.command("list")
-def list_command() -> None:
-    """List models, data sets and suites."""
+def list_command(
+    kind: Annotated[
+        str | None,
+        typer.Argument(metavar="[KIND]", help="method, basis, model, data or suite (default: all)."),
+    ] = None,
+    into: Annotated[Path | None, typer.Option(help="Write all of it into a Markdown file instead.")] = None,
+) -> None:
+    """List methods, bases, models, data sets and suites, with their sources."""
     from rich.console import Console
-    from rich.table import Table
 
-    from equiscale.data import dataset_info, list_datasets
-    from equiscale.experiments.spec import list_suites, load_suite
-    from equiscale.models import list_models, model_entry
+    with _errors_as_messages():
+        from equiscale._files import atomic_path
+        from equiscale.catalogue import markdown, terminal
 
-    console, table = Console(), Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("kind", "name", "what it is"):
-        table.add_column(heading, overflow="fold")
-    for name in list_models():
-        entry = model_entry(name)
-        table.add_row("model", name, f"{entry.method} ({entry.citation.authors} {entry.citation.year})")
-    for name in list_datasets():
-        table.add_row("data", name, dataset_info(name).citation)
-    for name in list_suites():
-        table.add_row("suite", name, load_suite(name).title)
-    console.print(table)
+        if into is not None:
+            page = markdown()
+            with atomic_path(into) as temporary:
+                temporary.write_text(page)
+            typer.echo(f"Wrote the catalogue to {into}")
+        else:
+            console = Console(highlight=False)
+            for table in terminal(kind):
+                console.print(table)
 
 
 @data_app.command("prepare")

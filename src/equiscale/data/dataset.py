@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from equiscale.citations import Citation
 from equiscale.data.scale_recipe import Split
 from equiscale.data.transforms import ChannelValues
 from equiscale.errors import SettingError
@@ -52,7 +53,8 @@ class DatasetInfo:
 
     Args:
         name: The name by which the data set is loaded.
-        citation: Where it was published.
+        title: What it is, in a few words.
+        citation: Where it was published; None for people's own images.
         licence: The licence of its images.
         image_shape: ``(C, H, W)``.
         num_classes: The number of classes.
@@ -68,7 +70,8 @@ class DatasetInfo:
     """
 
     name: str
-    citation: str
+    title: str
+    citation: Citation | None
     licence: str
     image_shape: tuple[int, int, int]
     num_classes: int

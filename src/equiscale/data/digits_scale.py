@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equiscale._extras import needs_extra
+from equiscale.citations import DIGITS
 from equiscale.data.dataset import DatasetInfo, Realisation
 from equiscale.data.scale_recipe import make_splits, splits_checksum
 
@@ -47,8 +48,8 @@ def read_realisation(realisation: int, root: Path) -> Realisation:
 
 INFO: Final = DatasetInfo(
     name=NAME,
-    citation="Alpaydin and Kaynak, Optical recognition of handwritten digits, UCI machine learning "
-    "repository, 1998, through scikit-learn; scaled by the recipe of MNIST-scale",
+    title="scikit-learn's small digits, scaled by the recipe of MNIST-scale",
+    citation=DIGITS,
     licence="CC BY 4.0",
     image_shape=(1, _CANVAS, _CANVAS),
     num_classes=10,

@@ -138,7 +138,8 @@ def folder_info(settings: FolderSettings, root: Path | str | None = None) -> Dat
     notes = manifest.notes
     return DatasetInfo(
         name=settings.name,
-        citation=f"images in {settings.path}",
+        title=f"images in {settings.path}",
+        citation=None,
         licence="that of the images",
         image_shape=(CHANNELS, settings.size, settings.size),
         num_classes=len(notes["classes"]),

@@ -131,7 +131,8 @@ def _prepare(asked: Preparation) -> Path:
 
 INFO: Final = DatasetInfo(
     name=NAME,
-    citation=f"{IMAGENETTE}, at 96×96",
+    title="photographs of ten classes, 96×96",
+    citation=IMAGENETTE,
     licence="Apache 2.0; the images: that of ImageNet's, for research",
     image_shape=(CHANNELS, SIZE, SIZE),
     num_classes=len(CLASSES),

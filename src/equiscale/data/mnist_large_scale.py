@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from equiscale.citations import FOVEATED_PYRAMID, MNIST
+from equiscale.citations import FOVEATED_PYRAMID
 from equiscale.data.dataset import DatasetInfo, Realisation
 from equiscale.data.rescaled_digits import (
     TRAIN_IMAGES,
@@ -115,7 +115,8 @@ def _info(size: int, test_images: int) -> DatasetInfo:
     mean, std = MEAN_AND_STD[size]
     return DatasetInfo(
         name=name,
-        citation=f"{FOVEATED_PYRAMID}; made from {MNIST}",
+        title=f"MNIST on 112×112 pixels, trained at size {size}, tested at 1/2 to 8",
+        citation=FOVEATED_PYRAMID,
         licence="MNIST: CC BY-SA 3.0",
         image_shape=(1, CANVAS, CANVAS),
         num_classes=10,

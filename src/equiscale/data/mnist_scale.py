@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 
 from equiscale._files import atomic_path
 from equiscale._machine import available_cores
+from equiscale.citations import SESN
 from equiscale.data.dataset import DatasetInfo, Preparation, Realisation
 from equiscale.data.mnist import download_mnist, read_mnist_pool
 from equiscale.data.root import data_root, prepare_command
@@ -190,8 +191,8 @@ def _prepare(asked: Preparation) -> list[Prepared]:
 
 INFO: Final = DatasetInfo(
     name=NAME,
-    citation="Sosnovik, Szmaja and Smeulders, Scale-equivariant steerable networks, ICLR 2020, made from "
-    "LeCun, Bottou, Bengio and Haffner, Gradient-based learning applied to document recognition, 1998",
+    title="MNIST's digits, scaled by a factor of 0.3 to 1",
+    citation=SESN,
     licence="MNIST: CC BY-SA 3.0",
     image_shape=(1, 28, 28),
     num_classes=10,

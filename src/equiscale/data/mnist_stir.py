@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from equiscale.citations import MNIST, RESCALED_KERNELS
+from equiscale.citations import RESCALED_KERNELS
 from equiscale.data.dataset import DatasetInfo, Realisation
 from equiscale.data.rescaled_digits import (
     TRAIN_IMAGES,
@@ -160,10 +160,11 @@ def _weights(size: int) -> NDArray[np.float64]:
 def _info(kind: str) -> DatasetInfo:
     name = f"mnist-stir-{kind}"
     mean, std = MEAN_AND_STD[kind]
-    digits = DIGITS_A_CLASS * CLASSES
+    digits, trained = DIGITS_A_CLASS * CLASSES, TRAIN_SIZES[kind]
     return DatasetInfo(
         name=name,
-        citation=f"{RESCALED_KERNELS}; made from {MNIST}",
+        title=f"MNIST at 17 to 64 pixels on 64×64, trained on {trained[0]} to {trained[-1]}",
+        citation=RESCALED_KERNELS,
         licence="MNIST: CC BY-SA 3.0",
         image_shape=(1, CANVAS, CANVAS),
         num_classes=CLASSES,

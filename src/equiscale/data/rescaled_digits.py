@@ -66,7 +66,7 @@ class SplitsOnDemand(Mapping[str, Split]):
         return len(self.makers)
 
 
-def resampling_weights(points: NDArray[np.float64], factor: float) -> Weights:
+def resampling_weights(points: NDArray[np.floating[Any]], factor: float) -> Weights:
     r"""The weights that scale and smooth along one axis, in whole numbers of 2^-16.
 
     .. math:: W = G_{\sigma} K, \qquad K_{ij} \propto k\big((p_i / f + 13.5 - j) / w\big),
@@ -97,7 +97,8 @@ def resampling_weights(points: NDArray[np.float64], factor: float) -> Weights:
     wider = np.arange(-reach, len(points) + reach) + points[0]
     cubic = _cubic_weights(wider, factor)
     smooth = sum(value * cubic[shift : shift + len(points)] for shift, value in enumerate(gaussian))
-    return np.rint(smooth * 2.0**_WEIGHT_BITS)
+    weights: Weights = np.rint(smooth * 2.0**_WEIGHT_BITS)
+    return weights
 
 
 def scale_digits(digits: Images, weights: Weights) -> Iterator[tuple[slice, NDArray[np.int32]]]:
@@ -123,13 +124,15 @@ def soft_threshold() -> NDArray[np.int64]:
     """The arcus tangent of every grey level of `scale_digits`, 0 at black, in whole numbers of 2^-30."""
     grey = np.arange(_WHITE * _GREY_PARTS + 1) / _GREY_PARTS
     values = 2 / math.pi * np.arctan(_STEEPNESS * (grey - _MIDDLE_GREY))
-    return np.rint((values - values[0]) * _THRESHOLD_UNIT).astype(np.int64)
+    units: NDArray[np.int64] = np.rint((values - values[0]) * _THRESHOLD_UNIT).astype(np.int64)
+    return units
 
 
 def grey_levels() -> Images:
     """The softly thresholded grey level of every grey level of `scale_digits`: black and white stay."""
     values = soft_threshold()
-    return ((2 * _WHITE * values + values[-1]) // (2 * values[-1])).astype(np.uint8)
+    levels: Images = ((2 * _WHITE * values + values[-1]) // (2 * values[-1])).astype(np.uint8)
+    return levels
 
 
 def fingerprint(*parts: str | NDArray[Any]) -> str:
@@ -200,7 +203,7 @@ def geometric_edges(sizes: Sequence[float]) -> tuple[float, ...]:
     return tuple(np.exp2([first, *middles, last]).tolist())
 
 
-def _cubic_weights(points: NDArray[np.float64], factor: float) -> NDArray[np.float64]:
+def _cubic_weights(points: NDArray[np.floating[Any]], factor: float) -> NDArray[np.float64]:
     source = points / factor + (_DIGIT - 1) / 2
     width = max(1.0, 1 / factor)
     reach = math.ceil(2 * width)
@@ -210,7 +213,7 @@ def _cubic_weights(points: NDArray[np.float64], factor: float) -> NDArray[np.flo
     return weights
 
 
-def _keys(distance: NDArray[np.float64]) -> NDArray[np.float64]:
+def _keys(distance: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     d, a = np.abs(distance), _KEYS
     near = ((a + 2) * d - (a + 3)) * d * d + 1
     far = a * (((d - 5) * d + 8) * d - 4)

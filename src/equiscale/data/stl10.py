@@ -167,7 +167,8 @@ def _prepare(asked: Preparation) -> Path:
 
 INFO: Final = DatasetInfo(
     name=NAME,
-    citation=str(STL10),
+    title="photographs of ten classes, 96×96, 5,000 to train",
+    citation=STL10,
     licence="that of ImageNet's images: for research",
     image_shape=IMAGE_SHAPE,
     num_classes=len(CLASS_NAMES),
@@ -182,7 +183,7 @@ INFO: Final = DatasetInfo(
 FOLDS_INFO: Final = replace(
     INFO,
     name=FOLDS_NAME,
-    citation=f"{STL10}; ten published folds of a thousand training images",
+    title="STL-10 in ten published folds of 1,000 training images",
     split_sizes=FOLD_SIZES,
     realisations=FOLDS,
     read=read_realisation,

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from equiscale.citations import Citation
 from equiscale.errors import SettingError
 
 Augmentation = Literal["none", "scale", "crop-flip-cutout"]
@@ -196,6 +197,7 @@ class Suite(_Frozen):
     Args:
         name: What the command line calls it.
         title: Heading of the table.
+        citation: Where the experiment was published, as the fields of `Citation`; None for our own.
         dataset: The data set of the cells that name none.
         realisations: Realisations of the data sets that are averaged.
         columns: The columns' names, in order.
@@ -207,6 +209,7 @@ class Suite(_Frozen):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # also a folder's name
     title: str
+    citation: Citation | None = None
     dataset: str
     realisations: tuple[int, ...]
     columns: tuple[str, ...]

@@ -1,5 +1,6 @@
 """Networks for images of any size: one trunk with global pooling, with the convolution of each method."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -7,11 +8,20 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from equiscale.basis import HermiteBasis, SteerableBasis
-from equiscale.citations import SESN
+from equiscale.basis import DiscoBasis, HermiteBasis, SteerableBasis
+from equiscale.citations import DISCO, FOVEATED_PYRAMID, RESCALED_KERNELS, SESN
 from equiscale.errors import ModelError, ShapeError
 from equiscale.models.registry import ModelEntry, register
-from equiscale.nn import LiftConv2d, ScaleBatchNorm2d, ScaleConv2d, ScaleMaxPool2d, ScaleProjection
+from equiscale.nn import (
+    InputPyramid,
+    LiftConv2d,
+    RescaledKernelLift2d,
+    ScaleBatchNorm2d,
+    ScaleConv2d,
+    ScaleMaxPool2d,
+    ScalePool,
+    ScaleProjection,
+)
 from equiscale.scales import ScaleGrid
 
 _GRID = ScaleGrid.geometric(1.0, 2**0.5, 4)
@@ -67,15 +77,39 @@ class SteerableAnySizeSettings(AnySizeSettings):
         }
 
 
+@dataclass(frozen=True)
+class PyramidAnySizeSettings(AnySizeSettings):
+    """The trunk's settings, and the factors of the pyramid.
+
+    Args:
+        factors: By which the image is rescaled, on a canvas that grows and shrinks with it.
+    """
+
+    factors: tuple[float, ...] = (0.25, 0.5**1.5, 0.5, 0.5**0.5, 1.0, 2**0.5, 2.0)
+
+
+@dataclass(frozen=True)
+class KernelSizesAnySizeSettings(AnySizeSettings):
+    """The trunk's settings, and the sides of the rescaled kernels.
+
+    Args:
+        kernel_sizes: Odd and increasing; the first is learned.
+    """
+
+    kernel_sizes: tuple[int, ...] = (5, 7, 9, 13)
+
+
 class AnySizeNetwork(nn.Module):
     """A trunk, the maximum over the image, and a linear classifier.
 
     Shapes:
-        input ``(B, C, H, W)``, H and W at least ``2**len(channels)``; output ``(B, num_classes)``.
+        input ``(B, C, H, W)``, H and W at least ``2**len(channels)``, in a pyramid's smallest copy too;
+        output ``(B, num_classes)``.
 
     Args:
         main: The trunk, from images to feature images.
         settings: Its sizes.
+        smallest_factor: By which the trunk itself shrinks the image at most.
 
     Raises:
         ShapeError: From the forward pass, for images that are too small or of another channel count.
@@ -85,19 +119,21 @@ class AnySizeNetwork(nn.Module):
         the border (``tests/models/test_scale_generalisation.py``).
     """
 
-    def __init__(self, main: nn.Sequential, settings: AnySizeSettings) -> None:
+    def __init__(
+        self, main: nn.Sequential, settings: AnySizeSettings, *, smallest_factor: float = 1.0
+    ) -> None:
         super().__init__()
         self.settings = settings
+        self.smallest = math.ceil(2 ** len(settings.channels) / smallest_factor)
         self.main = main
         self.linear = nn.Linear(settings.channels[-1], settings.num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``(B, num_classes)`` of images ``(B, C, H, W)``."""
-        smallest = 2 ** len(self.settings.channels)
-        if x.ndim != 4 or x.shape[1] != self.settings.in_channels or min(x.shape[2:]) < smallest:
+        if x.ndim != 4 or x.shape[1] != self.settings.in_channels or min(x.shape[2:]) < self.smallest:
             raise ShapeError(
                 f"AnySizeNetwork: expected images (B, {self.settings.in_channels}, H, W) of at least "
-                f"{smallest}×{smallest} pixels, got {tuple(x.shape)}"
+                f"{self.smallest}×{self.smallest} pixels, got {tuple(x.shape)}"
             )
         logits: Tensor = self.linear(torch.amax(self.main(x), dim=(2, 3)))
         return logits
@@ -131,6 +167,32 @@ def plain_conv(settings: AnySizeSettings) -> Callable[[int, int], list[nn.Module
     return lambda c_in, c_out: [nn.Conv2d(c_in, c_out, size, padding=size // 2, bias=False)]
 
 
+class GlobalMax(nn.Module):
+    """The maximum over the image, ``(B, C, H, W)`` to ``(B, C, 1, 1)``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Reduce the pixels."""
+        return torch.amax(x, dim=(2, 3), keepdim=True)
+
+
+def build_pyramid(settings: PyramidAnySizeSettings) -> AnySizeNetwork:
+    """The plain CNN on a pyramid of rescaled images; each copy is pooled over its own image first."""
+    trunk = nn.Sequential(*image_stages(settings, plain_conv(settings)), GlobalMax())
+    pyramid = InputPyramid(trunk, settings.factors, canvas="resized")
+    return AnySizeNetwork(nn.Sequential(pyramid), settings, smallest_factor=min(settings.factors))
+
+
+def build_rescaled(settings: KernelSizesAnySizeSettings) -> AnySizeNetwork:
+    """One kernel interpolated to several sizes in every layer, with pixel pooling over scales."""
+
+    def conv(c_in: int, c_out: int) -> list[nn.Module]:
+        sizes = settings.kernel_sizes
+        lift = RescaledKernelLift2d(c_in, c_out, kernel_sizes=sizes, padding="same", bias=False)
+        return [lift, ScalePool("pixel")]
+
+    return AnySizeNetwork(image_stages(settings, conv), settings)
+
+
 def build_cnn(settings: AnySizeSettings) -> AnySizeNetwork:
     """The plain CNN."""
     return AnySizeNetwork(image_stages(settings, plain_conv(settings)), settings)
@@ -157,14 +219,30 @@ def build_ses_vector(settings: SteerableAnySizeSettings) -> AnySizeNetwork:
     return AnySizeNetwork(scale_map_stages(settings, lift, conv), settings)
 
 
-register(ModelEntry("scale_cnn", "CNN, any size", AnySizeSettings(), build_cnn, SESN))
-register(
+for _entry in (
+    ModelEntry("scale_cnn", "CNN, any size", AnySizeSettings(), build_cnn, SESN),
+    ModelEntry(
+        "scale_pyramid", "CNN pyramid, any size", PyramidAnySizeSettings(), build_pyramid, FOVEATED_PYRAMID
+    ),
     ModelEntry(
         "scale_ses_scalar", "SESN scalar, any size", SteerableAnySizeSettings(), build_ses_scalar, SESN
-    )
-)
-register(
+    ),
     ModelEntry(
         "scale_ses_vector", "SESN vector, any size", SteerableAnySizeSettings(), build_ses_vector, SESN
-    )
-)
+    ),
+    ModelEntry(
+        "scale_disco",
+        "DISCO, any size",
+        SteerableAnySizeSettings(kernel_size=13, basis=DiscoBasis(5)),
+        build_ses_vector,
+        DISCO,
+    ),
+    ModelEntry(
+        "scale_rescaled",
+        "Rescaled kernels, any size",
+        KernelSizesAnySizeSettings(),
+        build_rescaled,
+        RESCALED_KERNELS,
+    ),
+):
+    register(_entry)
