@@ -55,11 +55,13 @@ class WholeWindow:
 # --- the functions ---
 
 
-@KINDS
+@pytest.mark.parametrize(
+    "family", [HermiteBasis(4), HermiteBasis(4, kind="B", max_order=3, mult=1.5)], ids="AB"
+)
 def test_functions_equal_the_formula_on_the_whole_kernel(family: HermiteBasis) -> None:
     scales = half_octaves()
-    sampled = sample_hermite(scales(), family.functions(1.0), 13)
-    torch.testing.assert_close(sampled, WholeWindow(family).sample(13, scales.grid), rtol=0, atol=1e-13)
+    sampled = sample_hermite(scales(), family.functions(1.0), 9)
+    torch.testing.assert_close(sampled, WholeWindow(family).sample(9, scales.grid), rtol=0, atol=1e-13)
 
 
 @KINDS
@@ -79,7 +81,9 @@ def test_functions_equal_the_fixed_basis_on_the_largest_scale_and_to_the_cut_els
 @KINDS
 def test_derivatives_of_the_functions(family: HermiteBasis) -> None:
     scales = half_octaves().double()().detach().requires_grad_()
-    assert torch.autograd.gradcheck(lambda s: sample_hermite(s, family.functions(1.0), 9), (scales,))
+    assert torch.autograd.gradcheck(
+        lambda s: sample_hermite(s, family.functions(1.0), 9), (scales,), fast_mode=True
+    )
 
 
 def test_a_single_function_of_order_zero() -> None:
@@ -166,6 +170,7 @@ def test_lifting_equals_fixed_scales_in_the_whole_window(
     scales = half_octaves()
     learnable = LearnableLiftConv2d(2, 3, kernel_size=13, scales=scales, basis=family, padding="same")
     fixed = LiftConv2d(2, 3, kernel_size=13, grid=scales.grid, basis=WholeWindow(family), padding="same")
+    nn.init.normal_(learnable.bias, generator=generator)
     fixed.load_state_dict({"weight": learnable.weight, "bias": learnable.bias})
     x = torch.randn(2, 2, 11, 14, generator=generator)
     torch.testing.assert_close(learnable(x), fixed(x), rtol=0, atol=1e-12)
@@ -179,6 +184,7 @@ def test_scale_convolution_equals_fixed_scales_in_the_whole_window(
     options = {"kernel_size": 13, "padding": "same", "scale_size": 2, "scale_padding": "replicate"}
     learnable = LearnableScaleConv2d(2, 3, scales=scales, basis=family, **options)
     fixed = ScaleConv2d(2, 3, grid=scales.grid, basis=WholeWindow(family), **options)
+    nn.init.normal_(learnable.bias, generator=generator)
     fixed.load_state_dict({"weight": learnable.weight, "bias": learnable.bias})
     x = torch.randn(2, 2, 3, 11, 14, generator=generator)
     torch.testing.assert_close(learnable(x), fixed(x), rtol=0, atol=1e-12)
