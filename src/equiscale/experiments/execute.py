@@ -55,6 +55,8 @@ _RESIDENT_BYTES = 8 * 2**30
 _FACTOR_EDGES = np.linspace(0.3, 1.0, 15)
 # The published pad and cutout of 96 pixels are these fractions of the image's side.
 _PAD_FRACTION, _CUTOUT_FRACTION = 8, 3
+# Arguments of create_model that are no settings of a network, or are the data's.
+_GIVEN_BY_THE_DATA = {"name", "num_classes", "in_channels", "pretrained"}
 
 _Made = TypeVar("_Made")
 
@@ -329,13 +331,20 @@ class _Run:
 
 def _build_network(settings: RunSettings, info: DatasetInfo) -> nn.Module:
     """The network with the run's first weights, after it has seen one image."""
+    overrides: dict[str, Any] = dict(settings.overrides)
+    given = _GIVEN_BY_THE_DATA & set(overrides)
+    if given:
+        raise SettingError(
+            f"expected overrides of the network's own settings, got {', '.join(sorted(given))}, which the data "
+            f"of {settings.dataset} decide; leave them out"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(settings.protocol.seed, "weights"))
         network = create_model(
             settings.model,
             num_classes=info.num_classes,
             in_channels=info.image_shape[0],
-            **dict(settings.overrides),
+            **overrides,
         )
     expected = (1, info.num_classes)
     try:
@@ -378,8 +387,8 @@ def _check_data(settings: RunSettings, info: DatasetInfo) -> None:
     validation, _ = evaluation_splits(info)
     if settings.protocol.select == "best-validation" and validation is None:
         raise SettingError(
-            f"expected data with a validation split to select the best epoch, got {settings.dataset}, which "
-            'has none; test the last epoch with select = "last"'
+            "expected data with a validation split beside the test split to select the best epoch, got "
+            f'{settings.dataset} without; test the last epoch with select = "last"'
         )
     height, width = info.image_shape[1:]
     if settings.augment == "crop-flip-cutout" and height != width:

@@ -90,12 +90,12 @@ def _layer_arrays(layer: _Layer, prefix: nn.Module, images: Tensor) -> Arrays:
     drawn = _filters(layer.module)
     if drawn is None:
         return {}
+    filters, scales = drawn
     try:
         features = _strongest_channel(prefix(images))
     except EquiscaleError:
         return {}
-    filters, scales = drawn
-    if features.shape[1] != len(scales):
+    if features.shape[:2] != (len(images), len(scales)):  # a pyramid's levels, for example
         return {}
     return {
         f"filters/{layer.name}": _half(filters),
@@ -214,9 +214,9 @@ def _small(pictures: Tensor) -> Tensor:
 
 
 def _strongest_channel(features: Tensor) -> Tensor:
-    """The channel that varies most: (3, S, H, W), with S = 1 for images."""
+    """The channel that varies most: (B, S, H, W), with S = 1 for images."""
     if features.ndim == 4:
-        features = features.unsqueeze(2)  # (3, C, 1, H, W)
+        features = features.unsqueeze(2)  # (B, C, 1, H, W)
     strongest = int(features.transpose(0, 1).flatten(1).var(1).argmax())
     return features[:, strongest]
 

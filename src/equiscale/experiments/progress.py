@@ -145,8 +145,8 @@ def _note(epoch: EpochResult) -> str:
 
 def _label(settings: RunSettings) -> str:
     plus = "+" if settings.augment == "scale" else " "
-    # A suite of one data set is called after it.
-    where = "" if settings.dataset == settings.suite else f" {settings.dataset}"
+    # A suite of one data set is called after it; of a folder's path the end will do.
+    where = "" if settings.dataset == settings.suite else " " + settings.dataset.rpartition("/")[2]
     return f"{settings.model + plus:21}{escape(where)} r{settings.realisation}"
 
 

@@ -1,7 +1,6 @@
 """The settings of a training."""
 
 from bisect import bisect_right
-from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
@@ -172,6 +171,6 @@ class TrainConfig:
         return self.test_every is not None and epoch % self.test_every == 0
 
 
-def _check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise SettingError(f"expected {name} of {', '.join(choices)}, got {value!r}")

@@ -235,7 +235,7 @@ def _run_epoch(state: TrainState, splits: Splits, config: TrainConfig, epoch: in
         generator = torch.Generator().manual_seed(derive_seed(config.seed, "batches", epoch))
         loss, error = _train_pass(state, splits.train, config, generator)
     _check_finite(loss, state.model, f"in epoch {epoch} at learning rate {learning_rate:g}")
-    with weights_of(state.model, state.average and state.average.tensors):
+    with weights_of(state.model, state.average.tensors if state.average else None):
         validation_error = _error(state.model, splits.validation, config)
         test_error = _error(state.model, splits.test if config.tests_at(epoch) else None, config)
     seconds = time.monotonic() - started
