@@ -328,10 +328,8 @@ def _draw_line(axes: Axes, line: Line, *, index: int, panels: _Panels, count: in
     if panels.interval == "band":
         axes.fill_between(line.x, line.low, line.high, color=color, alpha=0.16, linewidth=0)
         style = _DASHES[index % len(_DASHES)]
-        points = (
-            {"marker": marker, "markersize": 3.2} if panels.octaves and len(line.x) <= _FEW_POINTS else {}
-        )
-        return axes.plot(line.x, line.y, color=color, linestyle=style, **points)[0]
+        shown = marker if panels.octaves and len(line.x) <= _FEW_POINTS else ""
+        return axes.plot(line.x, line.y, color=color, linestyle=style, marker=shown, markersize=3.2)[0]
     spacing = min(np.diff(line.x), default=1.0)
     apart = min(_BAR_SPACING, _BAR_SPREAD / count)
     x = np.array(line.x) + spacing * apart * (index - (count - 1) / 2)
@@ -362,6 +360,6 @@ def _set_octaves(axes: Axes) -> None:
     low, high = np.log2(axes.get_xlim())
     step = 1.0 if high - low > _FEW_OCTAVES else 0.5
     ticks = 2 ** (step * np.arange(np.ceil(low / step), np.floor(high / step) + 1))
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_major_locator(FixedLocator(ticks.tolist()))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
     axes.xaxis.set_minor_locator(FixedLocator([]))
