@@ -367,8 +367,8 @@ def _moments(kernel_size: int, ratio: float, correlation: float) -> _Moments:
     to tap n of the larger one by :math:`h(\theta + n - k)`. Their products are piecewise polynomials of
     degree 6 in the position θ, which four Gauss-Legendre nodes on each piece integrate exactly.
     """
-    taps = np.arange(kernel_size) - kernel_size // 2
-    nodes, weights = _positions(ratio * taps)
+    taps = np.arange(kernel_size, dtype=np.float64) - kernel_size // 2
+    nodes, weights = _positions(np.multiply(ratio, taps, dtype=np.float64))
     furthest = math.ceil(kernel_size // 2 * max(ratio, 1.0)) + 3
     pixels = np.arange(-furthest, furthest + 1)
     small = _cubic(nodes[:, None, None] + ratio * taps[:, None] - pixels)  # (nodes, taps, pixels)
