@@ -175,7 +175,8 @@ def test_the_average_is_evaluated_and_kept_and_the_training_goes_on_with_the_wei
     settings = config(optimizer=SGD, ema_decay=0.8, select="last")
     model = make_model()
     batches = Recorded(make_batches(shuffle=True), model)
-    state = fit(model, Splits(batches, make_batches(24)), config=settings)
+    validation = make_batches(400)
+    state = fit(model, Splits(batches, validation), config=settings)
     weights = [*batches.seen[1:], model.state_dict()]  # after each step
     average = {name: tensor.clone() for name, tensor in batches.seen[0].items()}
     for step, after in enumerate(weights, start=1):
@@ -191,7 +192,10 @@ def test_the_average_is_evaluated_and_kept_and_the_training_goes_on_with_the_wei
     assert any(not torch.equal(tensor, plain.best[name]) for name, tensor in state.best.items())
     tested = make_model()
     tested.load_state_dict(state.best)
-    assert state.history[-1].validation_error == error_percent(*evaluate(tested, make_batches(24)))
+    of_average, of_weights = (
+        error_percent(*evaluate(network, validation)) for network in (tested, state.model)
+    )
+    assert state.history[-1].validation_error == of_average != of_weights
 
 
 # --- which epoch is kept, and the periodic test ---

@@ -335,8 +335,8 @@ def _build_network(settings: RunSettings, info: DatasetInfo) -> nn.Module:
     given = _GIVEN_BY_THE_DATA & set(overrides)
     if given:
         raise SettingError(
-            f"expected overrides of the network's own settings, got {', '.join(sorted(given))}, which the data "
-            f"of {settings.dataset} decide; leave them out"
+            f"expected overrides of the network's own settings, got {', '.join(sorted(given))}, which the "
+            f"data of {settings.dataset} decide; leave them out"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(settings.protocol.seed, "weights"))
