@@ -187,6 +187,18 @@ def test_without_sizes_beside_the_trained_ones_there_are_no_such_errors(suite, m
     assert table.cell("CNN", "28×28").by_size == ()
 
 
+def test_a_bin_that_ends_where_the_trained_sizes_begin_is_smaller(sizes_suite, sizes_records):
+    """As in a histogram, an edge belongs to the bin above it."""
+    first = sizes_records[0]
+    data = first.data.model_copy(update={"train_factors": (1.414, 2.0)})
+    cell = aggregate(sizes_suite, [first.model_copy(update={"data": data})]).cell("CNN", "size 1")
+    assert [(group.name, group.mean) for group in cell.by_size] == [
+        ("smaller", 1.0),
+        ("trained", 20.0),
+        ("larger", 80.0),
+    ]
+
+
 def test_runs_with_other_bins_than_the_first_are_left_out(sizes_suite, sizes_records):
     first, second, *_ = sizes_records
     bins = second.test.by_factor.model_copy(update={"edges": (0.5, 1.5, 3.0, 6.0)})
