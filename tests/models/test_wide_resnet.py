@@ -191,6 +191,26 @@ def test_keys_are_the_published_ones(suffix: str, golden: dict[str, np.ndarray])
     assert ours == {key: shape for key, shape in published.items() if not is_fixed(key)}
 
 
+def test_scales_are_the_published_ones() -> None:
+    def scales(suffix: str, field: str) -> list[float]:
+        return [round(scale, 3) for scale in getattr(model_entry(f"wrn_16_8{suffix}").settings, field)]
+
+    assert scales("_kanazawa", "scales") == [0.5, 1.0, 2.0]
+    assert scales("_xu", "scales") == [0.67, 1.0, 1.5]
+    assert scales("_ss", "stem_sizes") == [3, 5, 7]
+    assert scales("_ses_a", "grid") == scales("_ses_b", "grid") == [0.9, 1.269, 1.789]
+    assert scales("_ses_c", "grid") == [1.1, 1.551, 2.187]
+    assert scales("_disco", "grid") == [1.0, 1.414, 2.0]
+
+
+def test_bases_are_the_published_ones_but_for_what_disco_fits(golden: dict[str, np.ndarray]) -> None:
+    basis = small("_disco").conv1.basis
+    published = torch.from_numpy(golden["disco/basis"]).float()
+    torch.testing.assert_close(basis[:, [0, 2]], published[:, [0, 2]], rtol=1e-5, atol=1e-6)
+    fitted = (basis[:, 1] - published[:, 1]).norm() / published[:, 1].norm()
+    assert 0.01 < fitted < 0.3, "trained there, solved here"
+
+
 @EVERY
 def test_small_siblings_have_the_same_settings_but_for_the_size(suffix: str) -> None:
     large, sibling = (model_entry(f"wrn_{size}{suffix}").settings for size in ("16_8", "10_2"))
@@ -205,6 +225,15 @@ def test_depth_and_width(depth: int, blocks: int) -> None:
     assert [len(stage.layer) for stage in (network.block1, network.block2, network.block3)] == [blocks] * 3
     assert network.conv1.out_channels == 16
     assert [network.block1.layer[0].conv1.out_channels, network.fc.in_features] == [48, 192]
+
+
+@EVERY
+def test_published_names_lead_to_our_modules(suffix: str, golden: dict[str, np.ndarray]) -> None:
+    network = small(suffix, depth=16)
+    modules, names = dict(network.named_modules()), network.published_names
+    published = {key.rpartition(".")[0].removesuffix(".basis") for key in published_shapes(golden, suffix)}
+    assert set(names) <= published
+    assert {names.get(path, path) for path in published} <= set(modules)
 
 
 # --- fresh weights ---
@@ -338,8 +367,6 @@ def test_the_three_ses_networks_differ_where_they_should() -> None:
     assert isinstance(b.block2.layer[0].conv1[0], ScaleProjection)
     assert isinstance(b.block3.layer[0].conv1[1], LiftConv2d)
     assert isinstance(b.block1.layer[0].conv1, ScaleConv2d)
-    np.testing.assert_allclose(a.conv1.grid.values, [0.9, 1.269, 1.78929], rtol=1e-9)
-    np.testing.assert_allclose(c.conv1.grid.values, [1.1, 1.551, 2.18691], rtol=1e-9)
 
 
 # --- equivariance ---
@@ -413,6 +440,17 @@ def test_features_of_a_reversed_basis_are_found_out() -> None:
 def test_wrong_settings_are_refused(overrides: dict, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         create_model("wrn_10_2_ses_a", **overrides)
+
+
+@pytest.mark.parametrize("num_scales", [1, 2])
+def test_scale_spaces_that_run_out_of_scales_are_refused(num_scales: int) -> None:
+    with pytest.raises(ModelError, match=f"more num_scales, since two stages .* got 2 of {num_scales}"):
+        create_model("wrn_10_2_dss", num_scales=num_scales)
+
+
+def test_scale_spaces_without_interaction_are_as_wide_as_the_plain_network() -> None:
+    network = create_model("wrn_10_2_dss", num_scales=1, scale_size=1)
+    assert network.method.channels() == create_model("wrn_10_2").method.channels() == (16, 32, 64, 128)
 
 
 @EVERY
