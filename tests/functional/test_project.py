@@ -5,6 +5,7 @@ import torch
 
 from equiscale.errors import SettingError, ShapeError
 from equiscale.functional import scale_projection
+from equiscale.functional.project import largest
 from tests.golden import golden_case
 
 COVERS = {"scale_projection"}
@@ -77,3 +78,13 @@ def test_refuses_images_and_unknown_modes() -> None:
     text = "expected a projection of max, mean, logsumexp, argmax-scale, got 'median'"
     with pytest.raises(SettingError, match=text):
         scale_projection(torch.zeros(1, 1, 1, 1, 1), "median")  # type: ignore[arg-type]
+
+
+def test_the_maximum_is_the_same_with_and_without_a_gradient() -> None:
+    x = torch.randn(2, 3, 4, 5, 5, dtype=torch.float64)
+    x[:, :, 2] = x[:, :, 1]  # equal values
+    tracked = x.clone().requires_grad_()
+    assert torch.equal(largest(tracked, 2), largest(x, 2))
+    largest(tracked, 2).sum().backward()
+    expected = torch.zeros_like(x).scatter_(2, x.max(2, keepdim=True).indices, 1.0)
+    assert torch.equal(tracked.grad, expected)

@@ -11,7 +11,7 @@ from equiscale._typing import BasisTensor, Image, ScaleMap
 from equiscale.errors import SettingError, ShapeError
 from equiscale.functional.conv import lift_conv2d, scale_conv2d
 from equiscale.functional.geometry import ConvGeometry
-from equiscale.functional.project import check_scale_map
+from equiscale.functional.project import check_scale_map, largest
 from equiscale.functional.sicnn import separable_basis
 
 Interpolation: TypeAlias = Literal["nearest", "bilinear", "bicubic", "area"]
@@ -200,7 +200,7 @@ def scale_pool(x: Tensor, kind: ScalePooling = "pixel") -> Image:
     if kind not in get_args(ScalePooling):
         raise SettingError(f"expected a pooling of {', '.join(get_args(ScalePooling))}, got {kind!r}")
     if kind == "pixel":
-        return x.max(2).values
+        return largest(x, 2)
     strength = x.amax((3, 4)) if kind == "slice" else x.sum((3, 4))
     strongest = strength.argmax(2)[:, :, None, None, None]  # (B, C, 1, 1, 1)
     return x.gather(2, strongest.expand(-1, -1, 1, *x.shape[3:])).squeeze(2)

@@ -11,6 +11,7 @@ from equiscale._typing import Image
 from equiscale.errors import SettingError, ShapeError
 from equiscale.functional.canvas import canvas_matrix
 from equiscale.functional.geometry import ConvGeometry
+from equiscale.functional.project import largest
 from equiscale.functional.rescale import rescale
 from equiscale.scales import ScaleGrid
 
@@ -79,7 +80,7 @@ def locally_scale_invariant_conv2d(
     maps = _correlate(copies, weight, bias, geometry)
     by_scale = maps.view(len(grid), len(x), *maps.shape[1:])  # (S, B, C', H', W')
     returned = [_resized(y, 1 / scale, resampling) for y, scale in zip(by_scale, grid, strict=True)]
-    return torch.stack(returned).max(0).values
+    return largest(torch.stack(returned), 0)
 
 
 def _resized(x: Tensor, factor: float, resampling: Resampling) -> Tensor:

@@ -233,7 +233,10 @@ def vector_field_magnitude(x: Tensor) -> Image:
         5.0
     """
     check_vector_field("vector_field_magnitude", x)
-    lengths: Tensor = torch.linalg.vector_norm(x, dim=2)
+    u, v = x.unbind(2)
+    squares = u * u + v * v  # a norm along this axis takes tens of times as long
+    positive = squares > 0
+    lengths: Tensor = torch.where(positive, squares, 1).sqrt() * positive  # no division by zero backwards
     return lengths
 
 
