@@ -56,7 +56,9 @@ format: $(VENV)/installed-dev ## Format the code
 
 readme: $(VENV)/installed ## Write the README's tables from the committed records, and the catalogue
 	@$(BIN)/equiscale list --into docs/catalogue.md
-	@$(BIN)/equiscale table mnist-scale --results results --into README.md
+	@$(BIN)/equiscale table mnist-scale --results results --epochs 30-60 --into README.md
+	@$(BIN)/equiscale table mnist-scale --results results --epochs 1 --into docs/first-epochs.md
+	@$(BIN)/equiscale table imagenette96 --results results --into docs/first-epochs.md
 	@$(BIN)/equiscale table digits-scale --results results --into README.md
 	@$(BIN)/python benchmarks/training_step.py --read --into README.md
 

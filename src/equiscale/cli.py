@@ -274,13 +274,20 @@ def table(
         Literal["terminal", "markdown", "csv", "latex"], typer.Option(help="How to print it.")
     ] = "terminal",
     into: Annotated[Path | None, typer.Option(help="Replace the table in a Markdown document.")] = None,
+    epochs: Annotated[
+        str | None, typer.Option(help="Only runs of so many epochs, such as 1 or 30-60 (default: all).")
+    ] = None,
 ) -> None:
     """Print the error table of a suite, with the published claims beside it."""
+    from equiscale.experiments.plan import parse_numbers
     from equiscale.report.aggregate import aggregate
     from equiscale.report.tables import insert_into, render, terminal
 
     with _errors_as_messages():
         plan, records = _load(suite, results)
+        if epochs is not None:
+            wanted = set(parse_numbers(epochs))
+            records = [record for record in records if record.settings.protocol.epochs in wanted]
         built = aggregate(plan, records)
         if into is not None:
             insert_into(into, plan.name, render(built, "markdown"))
