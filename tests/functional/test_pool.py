@@ -47,3 +47,18 @@ def test_refuses_an_image(pool) -> None:
     text = rf"{pool.__name__}: expected a scale map \(B, C, S, H, W\), got \(2, 3, 8, 8\)"
     with pytest.raises(ShapeError, match=text):
         pool(torch.zeros(2, 3, 8, 8), 2)
+
+
+@pytest.mark.parametrize("size", [(8, 12), (7, 9), (2, 2)])
+def test_halving_equals_torch_where_values_are_equal_and_sizes_odd(size: tuple[int, int]) -> None:
+    tied = torch.randint(0, 3, (2, 3, 2, *size), dtype=torch.float64).requires_grad_()
+    expected = max_pool3d(tied, [1, 2, 2])
+    assert torch.equal(scale_max_pool2d(tied, 2), expected)
+    with torch.no_grad():
+        assert torch.equal(scale_max_pool2d(tied, 2), expected)
+
+
+def test_halving_tells_of_what_is_not_a_number() -> None:
+    x = torch.zeros(1, 1, 1, 2, 4)
+    x[..., 1, 1] = torch.nan
+    assert scale_max_pool2d(x, 2).isnan().flatten().tolist() == [True, False]
