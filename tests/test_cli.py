@@ -1,7 +1,7 @@
 """The command line: what it prints, what it refuses, how fast it starts to help."""
 
-import re
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path

@@ -18,11 +18,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from equiscale import HermiteBasis, ScaleGrid, create_model, list_models
+from equiscale import HermiteBasis, ScaleGrid, create_model, list_models, load_published_state_dict
 from equiscale.errors import ModelError, ShapeError
 from equiscale.models import model_entry
 from equiscale.models.wide_resnet import WideResNet
-from equiscale.nn import LiftConv2d, PointwiseScaleConv2d, ScaleConv2d, ScaleProjection, ScaleSteeredConv2d
+from equiscale.nn import LiftConv2d, PointwiseScaleConv2d, ScaleConv2d, ScaleProjection, SteerableConv2d
 from equiscale.testing import BandLimitedImage, equivariance_error
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "published_wrn_outputs.npz"
@@ -94,9 +94,9 @@ def our_key(published: str) -> str:
     return published.replace(".weights", ".weight").replace("steer_conv.", "")
 
 
-def is_unused(published: str) -> bool:
-    """SS-CNN has a parameter that no output depends on."""
-    return published.endswith(".const_real")
+def read_parameters(network: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+    """All but what the published SS-CNN registers and no output depends on."""
+    return [(key, p) for key, p in network.named_parameters() if not key.endswith("const_real")]
 
 
 def in_our_layout(tensor: Tensor, key: str, suffix: str) -> Tensor:
@@ -123,11 +123,7 @@ def golden_network(golden: dict[str, np.ndarray], suffix: str) -> WideResNet:
     network = small(suffix, depth=16, width=width, dropout=0.0, **overrides)
     state = published_state(published_shapes(golden, suffix))
     network.load_state_dict(
-        {
-            our_key(key): in_our_layout(tensor, key, suffix)
-            for key, tensor in state.items()
-            if not is_unused(key)
-        }
+        {our_key(key): in_our_layout(tensor, key, suffix) for key, tensor in state.items()}
     )
     return network
 
@@ -149,9 +145,7 @@ def close(actual: Tensor, expected: np.ndarray, tolerance: float) -> None:
 def test_the_published_number_of_parameters(suffix: str) -> None:
     network = create_model(f"wrn_16_8{suffix}")
     learned = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-    steered = [m for m in network.modules() if isinstance(m, ScaleSteeredConv2d)]
-    unused = sum(m.in_channels * m.out_channels for m in steered)  # published, and without effect
-    assert learned + unused == PARAMETERS[suffix]
+    assert learned == PARAMETERS[suffix]
     assert model_entry(f"wrn_16_8{suffix}").settings.dropout == 0.3
 
 
@@ -167,10 +161,24 @@ def test_numbers_of_the_public_code(suffix: str, golden: dict[str, np.ndarray]) 
     (logits * torch.from_numpy(np.random.RandomState(2).standard_normal((3, 10)))).sum().backward()
     keys = json.loads(str(golden[f"{name}/gradient_keys"]))
     expected = dict(zip(keys, torch.from_numpy(golden[f"{name}/gradient_norms"]), strict=True))
-    gradients = {key: parameter.grad.norm() for key, parameter in network.named_parameters()}
+    gradients = {key: parameter.grad.norm() for key, parameter in read_parameters(network)}
     for key, norm in expected.items():
         close(gradients.pop(our_key(key)), norm.numpy(), 1e-4)
     assert gradients == {}
+
+
+@EVERY
+@pytest.mark.usefixtures("float64")
+def test_published_checkpoints_are_imported(suffix: str, golden: dict[str, np.ndarray]) -> None:
+    expected = golden_network(golden, suffix).eval()
+    state = {key: tensor.float() for key, tensor in published_state(published_shapes(golden, suffix)).items()}
+    network = small(suffix, depth=16, width=2 if suffix == "_dss" else 1)
+    if suffix == "_disco":
+        for key in [key for key, module in network.named_modules() if isinstance(module, SteerableConv2d)]:
+            state[f"{key}.basis.basis"] = torch.from_numpy(golden["disco/basis"])
+    load_published_state_dict(network, state, adopt_bases=suffix == "_disco")
+    x = images(2, 3, 40, 32)
+    close(network.eval()(x).detach(), expected(x).detach().numpy(), 1e-6)
 
 
 @EVERY
@@ -212,11 +220,12 @@ def test_bases_are_the_published_ones_but_for_what_disco_fits(golden: dict[str, 
 
 
 @EVERY
-def test_small_siblings_have_the_same_settings_but_for_the_size(suffix: str) -> None:
-    large, sibling = (model_entry(f"wrn_{size}{suffix}").settings for size in ("16_8", "10_2"))
+@pytest.mark.parametrize("width", [1, 2])
+def test_small_siblings_have_the_same_settings_but_for_the_size(suffix: str, width: int) -> None:
+    large, sibling = (model_entry(f"wrn_{size}{suffix}").settings for size in ("16_8", f"10_{width}"))
     changed = {field for field in vars(large) if getattr(large, field) != getattr(sibling, field)}
     assert changed == {"depth", "width"}
-    assert (large.depth, large.width, sibling.depth, sibling.width) == (16, 8, 10, 2)
+    assert (large.depth, large.width, sibling.depth, sibling.width) == (16, 8, 10, width)
 
 
 @pytest.mark.parametrize(("depth", "blocks"), [(10, 1), (16, 2), (22, 3)])
@@ -242,7 +251,7 @@ def test_published_names_lead_to_our_modules(suffix: str, golden: dict[str, np.n
 @EVERY
 def test_fresh_weights_are_as_published(suffix: str) -> None:
     network = small(suffix, width=4)
-    for key, tensor in network.named_parameters():
+    for key, tensor in read_parameters(network):
         parameter = tensor.detach()
         if key == "fc.weight":
             bound = parameter.shape[1] ** -0.5
@@ -293,7 +302,7 @@ def test_any_size_trains_and_the_gradient_reaches_every_parameter(suffix: str, s
     logits = network(torch.randn(2, 3, *size))
     assert logits.shape == (2, 10)
     logits.square().sum().backward()
-    silent = [key for key, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    silent = [key for key, p in read_parameters(network) if p.grad is None or not p.grad.abs().sum() > 0]
     assert silent == []
 
 
@@ -323,7 +332,7 @@ def test_trains_under_bfloat16_autocast(suffix: str) -> None:
     assert logits.dtype == torch.bfloat16
     assert 1e-5 < (logits.float() - expected).norm() / expected.norm() < 0.15
     logits.float().square().sum().backward()
-    assert all(bool(parameter.grad.isfinite().all()) for parameter in network.parameters())
+    assert all(bool(parameter.grad.isfinite().all()) for _, parameter in read_parameters(network))
 
 
 @EVERY
@@ -461,4 +470,6 @@ def test_wrong_images_are_refused(suffix: str, shape: tuple[int, ...]) -> None:
 
 
 def test_every_registered_network_has_its_row() -> None:
-    assert list_models("wrn_*") == sorted(f"wrn_{size}{s}" for size in ("16_8", "10_2") for s in PARAMETERS)
+    assert list_models("wrn_*") == sorted(
+        f"wrn_{size}{s}" for size in ("16_8", "10_1", "10_2") for s in PARAMETERS
+    )

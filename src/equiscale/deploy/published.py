@@ -213,7 +213,7 @@ def _own_constant(module: nn.Module | None, leaf: str, published: Tensor) -> Ten
 def _blur(module: ScaleSpaceLift2d, leaf: str, published: Tensor) -> Tensor | None:
     """The discrete Gaussian of a scale as the public code keeps it: a convolution from C to C channels."""
     index = int(leaf[len("kernelx_") :])
-    kernels = module.kernels.split(module.lengths)
+    kernels: tuple[Tensor, ...] = torch.split(module.kernels, module.lengths)
     if index >= len(kernels) or published.ndim != 4:
         return None
     kernel = kernels[index].view(1, -1) if leaf.startswith("kernelx") else kernels[index].view(-1, 1)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,11 +96,12 @@ def _measure(run: RunSettings, info: DatasetInfo, device: torch.device) -> Speed
     torch.set_num_threads(1)  # as the runs of a sweep, one to a core
     try:
         with torch.random.fork_rng(devices=[]):
+            overrides: dict[str, Any] = dict(run.overrides)
             network = create_model(
                 run.model,
                 num_classes=info.num_classes,
                 in_channels=info.image_shape[0],
-                **dict(run.overrides),
+                **overrides,
             )
             network.to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=run.protocol.precision == "bfloat16"):

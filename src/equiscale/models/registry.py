@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 from fnmatch import fnmatch
 from typing import Any, Protocol
 
@@ -68,10 +69,14 @@ def model_entry(name: str) -> ModelEntry:
     """The registry's entry of a model.
 
     Raises:
-        ModelError: For an unknown name; the message lists what exists.
+        ModelError: For an unknown name; the message names the most similar ones.
     """
     if name not in _REGISTRY:
-        raise ModelError(f"expected a model of {', '.join(list_models())}, got {name!r}")
+        similar = get_close_matches(name, list_models(), n=4, cutoff=0.3)
+        raise ModelError(
+            f"expected a model of list_models(), such as {', '.join(similar or list_models()[:4])}, "
+            f"got {name!r}"
+        )
     return _REGISTRY[name]
 
 

@@ -113,6 +113,8 @@ class ScaleSteeredConv2d(nn.Module):
         in_channels: C.
         out_channels: C'.
         steering: R, I, ω and the sizes; the default is the published one for 28 × 28 pixels.
+        constant: Register the published parameter const_real ``(C', C / groups)``, which nothing reads:
+            with it the published numbers of parameters and checkpoints hold. It never gets a gradient.
         **geometry: ``stride``, ``padding`` (a number or "same"), ``padding_mode``, ``groups`` as in
             `equiscale.functional.ConvGeometry`.
 
@@ -148,6 +150,7 @@ class ScaleSteeredConv2d(nn.Module):
         out_channels: int,
         *,
         steering: ScaleSteering = _PUBLISHED,
+        constant: bool = False,
         **geometry: Unpack[GeometryOptions],
     ) -> None:
         super().__init__()
@@ -161,6 +164,8 @@ class ScaleSteeredConv2d(nn.Module):
         shape = (len(steering.orders), out_channels, channels, len(steering.angles))
         self.mult_real = nn.Parameter(torch.empty(shape))
         self.mult_imag = nn.Parameter(torch.empty(shape))
+        unused = nn.Parameter(torch.zeros(out_channels, channels)) if constant else None
+        self.register_parameter("const_real", unused)
         self.reset_parameters()
 
     def _check(self) -> None:

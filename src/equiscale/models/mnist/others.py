@@ -1,10 +1,8 @@
 """The other methods on MNIST-scale: SI-ConvNet, SiCNN, SEVF, DSS, SS-CNN, pyramid, rescaled kernels."""
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import nn
 
 from equiscale.citations import DSS, FOVEATED_PYRAMID, RESCALED_KERNELS, SEVF, SI_CONVNET, SICNN, SS_CNN
@@ -76,8 +74,8 @@ class SteeredSettings(MnistSettings):
     Args:
         channels: As published, fewer than those of the other methods.
         steering: The harmonics, and the sizes they are steered to.
-        unused: Keep the 7,410 parameters that the published network registers and never reads, so that
-            it has the published number of them; without effect on what it computes.
+        unused: Keep the 7,410 parameters that the published network registers and never reads (a
+            constant for every filter, and a batch norm), so that it has the published number of them.
     """
 
     channels: tuple[int, int, int] = (30, 60, 90)
@@ -210,36 +208,25 @@ def build_dss_vector(settings: ScaleSpaceSettings) -> MnistNetwork:
 
 _SS_NAMES = {
     **{f"conv{i + 1}.steer_conv": f"main.{4 * i}" for i in range(3)},
-    **{f"conv{i + 1}.steer_conv.const_real": f"unused.constants.{i}" for i in range(3)},
     "bn1": "main.3",
     "bn2": "main.7",
     "bn3_mag": "main.11",
-    "bn3": "unused.norm",
+    "bn3": "unused_norm",
     **_CLASSIFIER_NAMES,
 }
-
-
-class Unused(nn.Module):
-    """What the published SS-CNN registers and never reads: a constant for every filter, and a batch norm."""
-
-    def __init__(self, settings: MnistSettings) -> None:
-        super().__init__()
-        widths = (settings.in_channels, *settings.channels)
-        shapes = [(c_out, c_in) for c_in, c_out in pairwise(widths)]
-        self.constants = nn.ParameterList([nn.Parameter(torch.zeros(shape)) for shape in shapes])
-        self.norm = nn.BatchNorm2d(settings.channels[-1])
 
 
 def build_ss_cnn(settings: SteeredSettings) -> MnistNetwork:
     """SS-CNN: every convolution takes the maximum over the sizes that its filter is steered to."""
 
     def conv(c_in: int, c_out: int) -> list[nn.Module]:
-        return [ScaleSteeredConv2d(c_in, c_out, steering=settings.steering, padding="same")]
+        options: dict[str, Any] = {"steering": settings.steering, "constant": settings.unused}
+        return [ScaleSteeredConv2d(c_in, c_out, **options, padding="same")]
 
     trunk = image_trunk(settings, conv)
     network = MnistNetwork(trunk, settings, hidden_bias=True, published_names=_SS_NAMES)
     if settings.unused:
-        network.unused = Unused(settings)
+        network.unused_norm = nn.BatchNorm2d(settings.channels[-1])
     return network
 
 

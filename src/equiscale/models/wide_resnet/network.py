@@ -17,7 +17,7 @@ from equiscale.nn import ScaleProjection
 _CHANNELS = (16, 16, 32, 64)
 _STRIDES = (1, 2, 2)
 # The published network, and a sibling that trains on two cores: depth and width.
-_SIZES = ((16, 8), (10, 2))
+_SIZES = ((16, 8), (10, 2), (10, 1))
 
 
 @dataclass(frozen=True)
@@ -281,7 +281,7 @@ def register_sizes(
     name: str,
     citation: Citation,
 ) -> None:
-    """Register the published network of a method, and its small sibling."""
+    """Register the published network of a method, and its small siblings."""
 
     def build(settings: Any) -> WideResNet:
         return WideResNet(method(settings))

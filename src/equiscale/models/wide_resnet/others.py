@@ -88,11 +88,14 @@ class SsWideResNetSettings(WideResNetSettings):
         block_sizes: Sides of all other filters. Published: one size, because the list of three did not
             reach the blocks; give them all for SS-CNN as it is described.
         order: k, turns of phase from the centre to the kernel's corner.
+        unused: Keep the constant of every filter that the published network registers and never reads, so
+            that it has the published number of parameters.
     """
 
     stem_sizes: tuple[int, ...] = (3, 5, 7)
     block_sizes: tuple[int, ...] = (3,)
     order: float = 1.0
+    unused: bool = True
 
 
 class SsMethod(PlainMethod[SsWideResNetSettings]):
@@ -127,7 +130,13 @@ class SsMethod(PlainMethod[SsWideResNetSettings]):
         base_size, orders = self.settings.kernel_size, (self.settings.order,)
         steering = ScaleSteering(kernel_sizes=sizes, base_size=base_size, orders=orders)
         channels = place.in_channels, place.out_channels
-        return ScaleSteeredConv2d(*channels, steering=steering, stride=place.stride, padding="same")
+        return ScaleSteeredConv2d(
+            *channels,
+            steering=steering,
+            constant=self.settings.unused,
+            stride=place.stride,
+            padding="same",
+        )
 
 
 @dataclass(frozen=True)
