@@ -61,6 +61,7 @@ readme: $(VENV)/installed ## Write the README's tables from the committed record
 	@$(BIN)/equiscale table imagenette96 --results results --into docs/first-epochs.md
 	@$(BIN)/equiscale table digits-scale --results results --into README.md
 	@$(BIN)/python benchmarks/training_step.py --read --into README.md
+	@$(BIN)/python benchmarks/equivariance.py --read --into docs/bases.md
 
 clean: ## Remove .venv and caches (never results)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,12 +1,15 @@
-"""The README's code runs as printed, its commands exist, its tables are those of the records."""
+"""The documents' code runs as printed, their commands exist, their tables are those of the records."""
 
 import contextlib
 import io
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from equiscale.cli import app
@@ -16,18 +19,37 @@ from equiscale.report.aggregate import aggregate
 from equiscale.report.tables import render
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+def blocks(document: str, language: str) -> list[str]:
+    text = (ROOT / document).read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def test_there_are_documents() -> None:
+    assert len(DOCUMENTS) > 3
+
+
+def test_links_lead_somewhere() -> None:
+    for document in DOCUMENTS:
+        for link in re.findall(r"\]\(([^)#:]+)\)", (ROOT / document).read_text()):
+            assert ((ROOT / document).parent / link).exists(), f"{document}: {link}"
+
+
+def test_the_code_of_the_page_about_bases_runs_as_printed() -> None:
+    names: dict[str, object] = {}
+    for block in blocks("docs/bases.md", "python"):
+        exec(compile(block, "docs/bases.md", "exec"), names)
+    assert names["conv"](torch.zeros(1, 3, 8, 8)).shape == (1, 16, 3, 8, 8)
+    assert names["bspline"].num_functions == 9
 
 
 def test_the_python_code_runs_as_printed_one_block_after_the_other() -> None:
     names: dict[str, object] = {}
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
-        for block in blocks("python"):
+        for block in blocks("README.md", "python"):
             exec(compile(block, "README.md", "exec"), names)
     assert names["features"].shape == (2, 16, 5, 96, 96)
     worst = float(output.getvalue().split("worst")[1])
@@ -35,7 +57,8 @@ def test_the_python_code_runs_as_printed_one_block_after_the_other() -> None:
 
 
 def commands() -> list[list[str]]:
-    lines = [line.partition("#")[0] for block in blocks("bash") for line in block.splitlines()]
+    texts = [block.replace("\\\n", " ") for document in DOCUMENTS for block in blocks(document, "bash")]
+    lines = [line.partition("#")[0] for text in texts for line in text.splitlines()]
     return [shlex.split(line) for line in lines if line.startswith(("equiscale ", "make "))]
 
 
@@ -74,3 +97,18 @@ def test_tables_are_those_of_the_committed_records(document: str, suite: str, ep
     text = (ROOT / document).read_text()
     printed = text.split(f"<!-- table:{suite} -->")[1].split(f"<!-- /table:{suite} -->")[0]
     assert printed.strip() == table.strip(), "run 'make readme'"
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "document"), [("training_step", "README.md"), ("equivariance", "docs/bases.md")]
+)
+def test_tables_of_benchmarks_are_those_of_the_committed_records(
+    benchmark: str, document: str, tmp_path: Path
+) -> None:
+    copy = tmp_path / "document.md"
+    copy.write_text((ROOT / document).read_text())
+    script = str(ROOT / "benchmarks" / f"{benchmark}.py")
+    subprocess.run(
+        [sys.executable, script, "--read", "--into", str(copy)], cwd=ROOT, check=True, capture_output=True
+    )
+    assert copy.read_text() == (ROOT / document).read_text(), "run 'make readme'"
