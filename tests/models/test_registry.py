@@ -1,5 +1,7 @@
 """Names, settings and overrides."""
 
+from functools import partial
+
 import pytest
 
 from equiscale import create_model, list_models
@@ -49,6 +51,14 @@ def test_overrides_replace_settings() -> None:
             "an odd effective_size for a plain CNN, got 4",
         ),
         (lambda: create_model("mnist_cnn_28", num_classes=0), "expected at least one class"),
+        (lambda: create_model("mnist_cnn_28", dropout=1.5), "a dropout with 0 <= p < 1, got 1.5"),
+        *(
+            (
+                partial(create_model, name, effective_size=3),
+                r"effective_size=\d, that of .* got 3; override both",
+            )
+            for name in ("mnist_disco", "mnist_rescaled_28", "mnist_ss_28", "scale_disco", "scale_rescaled")
+        ),
         (lambda: register(model_entry("mnist_cnn_28")), "'mnist_cnn_28', which is registered already"),
     ],
 )

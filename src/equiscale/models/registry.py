@@ -44,6 +44,18 @@ class ModelEntry:
 _REGISTRY: dict[str, ModelEntry] = {}
 
 
+def check_same_size(effective_size: int, actual: int, what: str) -> None:
+    """Raise unless an ``effective_size`` is that of what decides it, so that no override is ignored.
+
+    Raises:
+        ModelError: If they differ.
+    """
+    if effective_size != actual:
+        raise ModelError(
+            f"expected effective_size={actual}, that of {what}, got {effective_size}; override both"
+        )
+
+
 def register(entry: ModelEntry) -> None:
     """Add a model.
 

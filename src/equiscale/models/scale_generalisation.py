@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from equiscale.basis import DiscoBasis, HermiteBasis, SteerableBasis
 from equiscale.citations import DISCO, FOVEATED_PYRAMID, RESCALED_KERNELS, SESN
 from equiscale.errors import ModelError, ShapeError
-from equiscale.models.registry import ModelEntry, register
+from equiscale.models.registry import ModelEntry, check_same_size, register
 from equiscale.nn import (
     InputPyramid,
     LiftConv2d,
@@ -65,6 +65,11 @@ class SteerableAnySizeSettings(AnySizeSettings):
     kernel_size: int = 13
     basis: SteerableBasis = _BASIS
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        size = getattr(self.basis, "effective_size", self.effective_size)
+        check_same_size(self.effective_size, size, str(self.basis))
+
     @property
     def conv_options(self) -> dict[str, object]:
         """What every steerable convolution of the network is given."""
@@ -97,6 +102,10 @@ class KernelSizesAnySizeSettings(AnySizeSettings):
     """
 
     kernel_sizes: tuple[int, ...] = (5, 7, 9, 13)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_same_size(self.effective_size, self.kernel_sizes[0], f"kernel_sizes={self.kernel_sizes}")
 
 
 class AnySizeNetwork(nn.Module):

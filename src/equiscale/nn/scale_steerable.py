@@ -107,14 +107,16 @@ class ScaleSteeredConv2d(nn.Module):
 
     Shapes:
         input ``(B, C, H, W)``; output ``(B, C', H', W')``; mult_real, mult_imag
-        ``(N, C', C / groups, J)`` for N orders and J directions.
+        ``(N, C', C / groups, J)`` for N orders and J directions; with ``constant`` const_real
+        ``(C', C / groups)``.
 
     Args:
         in_channels: C.
         out_channels: C'.
         steering: R, I, ω and the sizes; the default is the published one for 28 × 28 pixels.
         constant: Register the published parameter const_real ``(C', C / groups)``, which nothing reads:
-            with it the published numbers of parameters and checkpoints hold. It never gets a gradient.
+            with it the published numbers of parameters and checkpoints hold. It never gets a gradient, of
+            which distributed data parallel must be told (find_unused_parameters).
         **geometry: ``stride``, ``padding`` (a number or "same"), ``padding_mode``, ``groups`` as in
             `equiscale.functional.ConvGeometry`.
 
@@ -135,7 +137,7 @@ class ScaleSteeredConv2d(nn.Module):
         Kept from it, though unsound: direction π repeats direction 0, so that of J = 9 directions 8
         differ; both parts are normalised by themselves, though steering mixes them; amplitudes are not
         scaled by 1 / t; the largest size is cut to a disc, the others to squares. Not kept: the ReLU
-        inside the layer, and a third parameter ``const_real`` (C', C) that no output depends on.
+        inside the layer.
 
     Example:
         >>> ScaleSteeredConv2d(3, 8, padding="same")(torch.randn(2, 3, 20, 24)).shape

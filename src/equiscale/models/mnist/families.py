@@ -17,7 +17,7 @@ from equiscale.basis import (
 from equiscale.citations import BSPLINE, DISCO, FOURIER_BESSEL, GAUSSIAN_DERIVATIVE, SESN, SS_CNN, Citation
 from equiscale.models.mnist.network import MnistNetwork, MnistSettings
 from equiscale.models.mnist.ses import vector_trunk
-from equiscale.models.registry import ModelEntry, register
+from equiscale.models.registry import ModelEntry, check_same_size, register
 from equiscale.nn import LiftConv2d, ScaleAvgPool2d, ScaleBatchNorm2d, ScaleConv2d, ScaleProjection
 from equiscale.scales import ScaleGrid
 
@@ -44,6 +44,11 @@ class FamilySettings(MnistSettings):
     grid: ScaleGrid = _DISCO_GRID
     kernel_size: int = 15
     basis: SteerableBasis = _DISCO_BASIS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        size = getattr(self.basis, "effective_size", self.effective_size)
+        check_same_size(self.effective_size, size, str(self.basis))
 
     @property
     def conv_options(self) -> dict[str, Any]:

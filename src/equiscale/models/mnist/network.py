@@ -39,6 +39,8 @@ class MnistSettings:
     def __post_init__(self) -> None:
         if len(self.channels) != 3 or min(self.channels) < 1:
             raise ModelError(f"expected three positive channel counts, got {self.channels}")
+        if not 0 <= self.dropout < 1:
+            raise ModelError(f"expected a dropout with 0 <= p < 1, got {self.dropout}")
 
     @property
     def last_pool(self) -> int:

@@ -13,7 +13,7 @@ from equiscale.models.mnist.network import (
     cnn_trunk,
     image_trunk,
 )
-from equiscale.models.registry import ModelEntry, register
+from equiscale.models.registry import ModelEntry, check_same_size, register
 from equiscale.nn import (
     ColumnBatchNorm2d,
     InputPyramid,
@@ -82,6 +82,10 @@ class SteeredSettings(MnistSettings):
     steering: ScaleSteering = _STEERING
     unused: bool = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_same_size(self.effective_size, MnistSettings.effective_size, "a steered filter, which has none")
+
 
 @dataclass(frozen=True)
 class PyramidSettings(MnistSettings):
@@ -103,6 +107,10 @@ class KernelSizesSettings(MnistSettings):
     """
 
     kernel_sizes: tuple[int, ...] = (7, 9, 11, 15)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_same_size(self.effective_size, self.kernel_sizes[0], f"kernel_sizes={self.kernel_sizes}")
 
 
 def build_si_convnet(settings: ScalesSettings) -> MnistNetwork:
