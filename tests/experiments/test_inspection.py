@@ -103,6 +103,30 @@ def test_arrays_of_large_images_are_small(photographs: Dataset, tmp_path) -> Non
     assert (tmp_path / "pictures.npz").stat().st_size < LARGEST
 
 
+def sorted_by_class(dataset: Dataset, factors: torch.Tensor) -> Dataset:
+    order = dataset.labels.argsort(stable=True)
+    return replace(dataset, images=dataset.images[order], labels=dataset.labels[order], factors=factors)
+
+
+def test_samples_and_probes_of_sorted_data_are_of_every_class(digits: Dataset) -> None:
+    test = sorted_by_class(digits, torch.ones_like(digits.factors))
+    drawn = inspect_network(Odd(), test, test.labels + 10)
+    assert set(drawn["sample_labels"]) == set(range(10))
+    assert np.array_equal(drawn["sample_predictions"], drawn["sample_labels"] + 10)
+    assert np.array_equal(drawn["samples"][-1], test.images[-1, 0])
+    probes = inspection._probes(test)
+    assert len(set(probes.tolist())) == inspection._PROBES
+    assert set(test.labels[probes].tolist()) == set(range(10))
+
+
+def test_probes_have_the_largest_objects(digits: Dataset) -> None:
+    factors = torch.linspace(0.3, 1, len(digits), dtype=torch.float64)
+    probes = inspection._probes(replace(digits, factors=factors.flip(0)))
+    assert sorted(probes.tolist()) == list(range(32))
+    few = replace(digits, images=digits.images[:3], labels=digits.labels[:3], factors=factors[:3])
+    assert inspection._probes(few).tolist() == [0, 1, 2]
+
+
 class Odd(nn.Module):
     """A network whose parts nobody can draw: one is never called, one gives a pair."""
 

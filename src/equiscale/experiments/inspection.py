@@ -64,9 +64,7 @@ def layer_equivariance(network: nn.Module, test: Dataset) -> list[LayerEquivaria
     stay inside the image; the error of a layer includes that of all layers before it. Layers whose
     features have no such error, because they are all zero or lie on no geometric grid, are left out.
     """
-    pixels = test.images[0, 0].numel()
-    largest = test.factors.argsort(descending=True)[: min(_PROBES, max(4, _PROBE_PIXELS // pixels))]
-    images = test.images[largest].float().to(_device(network)) / 255
+    images = test.images[_probes(test)].float().to(_device(network)) / 255
     factor = 1 / _scale_step(network)
     measured = []
     for layer in _convolutions(network):
@@ -192,15 +190,30 @@ def _filters(conv: nn.Module) -> tuple[Tensor, NDArray[np.float64]] | None:
 
 
 def _samples(test: Dataset, predictions: Tensor) -> Arrays:
-    """The first test images as thumbnails, with what is true and what was predicted."""
-    images = _small(test.images[:_SAMPLES].float()).round().byte()
-    count = max(1, min(len(images), _SAMPLE_BYTES // images[0].numel()))
+    """Test images from the whole split as thumbnails, with what is true and what was predicted."""
+    count = max(1, min(_SAMPLES, _SAMPLE_BYTES // _small(test.images[0].float()).numel()))
+    chosen = _spread(torch.arange(len(test)), count)
+    images = _small(test.images[chosen].float()).round().byte()
     return {
-        "samples": (images[:count, 0] if images.shape[1] == 1 else images[:count]).numpy(),
-        "sample_labels": test.labels[:count].numpy(),
-        "sample_predictions": predictions[:count].numpy(),
-        "sample_factors": test.factors[:count].numpy(),
+        "samples": (images[:, 0] if images.shape[1] == 1 else images).numpy(),
+        "sample_labels": test.labels[chosen].numpy(),
+        "sample_predictions": predictions[chosen].numpy(),
+        "sample_factors": test.factors[chosen].numpy(),
     }
+
+
+def _probes(test: Dataset) -> Tensor:
+    """Which images are compared: of the largest objects, where many are as large from the whole split."""
+    pixels = test.images[0, 0].numel()
+    count = min(len(test), _PROBES, max(4, _PROBE_PIXELS // pixels))
+    smallest = test.factors.sort(descending=True).values[count - 1]
+    return _spread((test.factors >= smallest).nonzero()[:, 0], count)
+
+
+def _spread(indices: Tensor, count: int) -> Tensor:
+    """So many of the indices, evenly chosen: the images of many data sets lie sorted by class."""
+    count = min(count, len(indices))
+    return indices[torch.linspace(0, len(indices) - 1, count, dtype=torch.float64).round().long()]
 
 
 def _small(pictures: Tensor) -> Tensor:
