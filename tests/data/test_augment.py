@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from equiscale.data.augment import crop_flip_cutout, random_crop, random_cutout, random_flip, steps
+from equiscale.data.augment import (
+    crop_flip_cutout,
+    random_crop,
+    random_cutout,
+    random_flip,
+    recipe_for,
+    steps,
+)
 from equiscale.errors import SettingError, ShapeError
 
 MEAN, STD = (0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713)
@@ -101,6 +108,18 @@ def test_the_steps_one_by_one_lead_to_the_same_batch() -> None:
     assert torch.equal(padded[:, row : row + 96, column : column + 96], shown.cropped[0])
     for mirrored, before, after in zip(shown.mirrored, shown.cropped, shown.flipped, strict=True):
         assert torch.equal(after, before.flip(2) if mirrored else before)
+
+
+@pytest.mark.parametrize(("side", "pad", "cutout"), [(64, 8, 21), (28, 3, 9), (96, 12, 32)])
+def test_the_steps_of_other_sizes_keep_the_published_proportion(side: int, pad: int, cutout: int) -> None:
+    images = photographs()[..., :side, :side]
+    assert recipe_for(side) == (pad, cutout)
+    shown = steps(images, mean=MEAN, std=STD, seed=5)
+    trained = crop_flip_cutout(
+        images, pad=pad, crop=side, cutout=cutout, mean=MEAN, std=STD, generator=seeded(5)
+    )
+    assert torch.equal(shown.cut, trained)
+    assert shown.padded.shape[-1] == side + 2 * pad
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

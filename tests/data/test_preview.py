@@ -58,6 +58,14 @@ def test_every_step_follows_from_the_one_before(root: Path) -> None:
     assert not shown.mirrored.all()
 
 
+def test_smaller_images_are_shown_with_the_frame_and_the_hole_of_their_training() -> None:
+    shown = preview(load("digits-scale", split="train"), images=12, seed=3)
+    assert (shown.pad, shown.stages["padded"].shape) == (3, (12, 34, 34, 3))
+    for flipped, cut in zip(shown.stages["flipped"], shown.stages["cut out"], strict=True):
+        rows, columns = np.nonzero((cut != flipped).any(2))
+        assert max(np.ptp(rows), np.ptp(columns)) < 9
+
+
 def test_the_same_seed_shows_the_same_and_another_does_not(root: Path) -> None:
     data = load("stl10", split="train", root=root)
     first, again, other = (preview(data, images=4, seed=seed).stages["cut out"] for seed in (1, 1, 2))

@@ -20,6 +20,9 @@ PAD: Final = 12
 CROP: Final = 96
 CUTOUT: Final = 32
 
+_PAD_PART: Final = CROP // PAD
+_CUTOUT_PART: Final = CROP // CUTOUT
+
 
 @dataclass(frozen=True)
 class Steps:
@@ -40,6 +43,22 @@ class Steps:
     mirrored: Tensor
     flipped: Tensor
     cut: Tensor
+
+
+def recipe_for(side: int) -> tuple[int, int]:
+    """The frame and the hole for images of another side than STL-10's, in the published proportion.
+
+    Args:
+        side: Side of the images, in pixels.
+
+    Returns:
+        ``(pad, cutout)``, rounded down to whole pixels.
+
+    Example:
+        >>> recipe_for(96), recipe_for(28)
+        ((12, 32), (3, 9))
+    """
+    return side // _PAD_PART, side // _CUTOUT_PART
 
 
 def crop_flip_cutout(
@@ -89,8 +108,8 @@ def crop_flip_cutout(
     return random_cutout(normalize(flipped, mean, std), cutout, generator=generator)
 
 
-def steps(images: Tensor, *, mean: ChannelValues, std: ChannelValues, seed: int, crop: int = CROP) -> Steps:
-    """What ``crop_flip_cutout`` does with its published settings, one step after the other.
+def steps(images: Tensor, *, mean: ChannelValues, std: ChannelValues, seed: int) -> Steps:
+    """What ``crop_flip_cutout`` does to square images by ``recipe_for`` their side, one step after the other.
 
     Example:
         >>> shown = steps(torch.zeros(2, 3, 96, 96, dtype=torch.uint8), mean=0.5, std=0.25, seed=0)
@@ -98,12 +117,14 @@ def steps(images: Tensor, *, mean: ChannelValues, std: ChannelValues, seed: int,
         ((2, 3, 120, 120), (2, 3, 96, 96))
     """
     generator = torch.Generator().manual_seed(seed)
-    corners = _draw_corners(images, crop, PAD, generator)
-    cropped = _crop(images, crop, PAD, corners)
+    side = images.shape[-1]
+    pad, cutout = recipe_for(side)
+    corners = _draw_corners(images, side, pad, generator)
+    cropped = _crop(images, side, pad, corners)
     mirrored = _draw_mirrored(images, generator)
     flipped = _flip(cropped, mirrored)
-    cut = random_cutout(normalize(flipped, mean, std), CUTOUT, generator=generator)
-    return Steps(F.pad(images, [PAD] * 4), corners, cropped, mirrored, flipped, cut)
+    cut = random_cutout(normalize(flipped, mean, std), cutout, generator=generator)
+    return Steps(F.pad(images, [pad] * 4), corners, cropped, mirrored, flipped, cut)
 
 
 def random_crop(images: Tensor, size: int, *, pad: int = 0, generator: torch.Generator) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from equiscale.data.augment import PAD, steps
+from equiscale.data.augment import recipe_for, steps
 from equiscale.data.dataset import Dataset
 from equiscale.errors import SettingError
 
@@ -35,7 +35,7 @@ class Preview:
     stages: dict[str, NDArray[np.uint8]]
     corners: NDArray[np.int64]
     mirrored: NDArray[np.bool_]
-    pad: int = PAD
+    pad: int
 
 
 def preview(data: Dataset, *, images: int, seed: int = 0) -> Preview:
@@ -57,7 +57,7 @@ def preview(data: Dataset, *, images: int, seed: int = 0) -> Preview:
         )
     chosen = _choose(data.labels, images, seed)
     originals = data.images[chosen]
-    shown = steps(originals, mean=data.mean, std=data.std, seed=seed, crop=height)
+    shown = steps(originals, mean=data.mean, std=data.std, seed=seed)
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (data.mean, data.std))
     stages = {
         "original": originals,
@@ -73,6 +73,7 @@ def preview(data: Dataset, *, images: int, seed: int = 0) -> Preview:
         stages={name: _colour(batch) for name, batch in stages.items()},
         corners=shown.corners.numpy(),
         mirrored=shown.mirrored.numpy(),
+        pad=recipe_for(height)[0],
     )
 
 
