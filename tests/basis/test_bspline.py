@@ -66,6 +66,11 @@ def test_at_scale_one_the_hats_are_the_ordinary_filter(degree: int) -> None:
     assert torch.equal(sampled, pixels)
 
 
+def test_with_an_even_number_of_knots_the_hats_lie_between_the_pixels() -> None:
+    sampled = BSplineBasis(4, degree=1).sample(9, ScaleGrid([1.0]))
+    assert (sampled != 0).sum((2, 3)).flatten().tolist() == [4] * 16
+
+
 @pytest.mark.parametrize("degree", [0, 1, 2, 3])
 def test_splines_sum_to_one_between_the_outer_knots(degree: int) -> None:
     """Partition of unity: the sum over all knots does not depend on the place."""

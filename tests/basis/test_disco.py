@@ -273,6 +273,15 @@ def test_the_kernel_must_hold_the_largest_filter(kernel: int, scales: list[float
     assert DiscoBasis(3).sample(needed, ScaleGrid(scales)).shape == (9, 2, needed, needed)
 
 
+@pytest.mark.parametrize("scales", [[1.4, 2.1], [1.2, 1.8], [0.7, 1.05]])
+def test_the_rounding_of_a_ratio_needs_no_larger_kernel(scales: list[float]) -> None:
+    """2.1 / 1.4 is a little more than 1.5 in floating point."""
+    sampled = DiscoBasis(5).sample(7, ScaleGrid(scales))
+    torch.testing.assert_close(sampled, DiscoBasis(5).sample(7, ScaleGrid([1.0, 1.5])), rtol=0, atol=1e-12)
+    with pytest.raises(BasisError, match="expected a kernel_size of at least 9"):
+        DiscoBasis(5).sample(7, ScaleGrid([1.4, 2.1001]))
+
+
 @pytest.mark.parametrize("kernel", [0, -3, 4])
 def test_refuses_even_kernels(kernel: int) -> None:
     text = f"expected an odd kernel_size, got {kernel}; a centred filter needs a central pixel"

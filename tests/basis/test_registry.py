@@ -172,6 +172,32 @@ def test_refuses_illegal_arguments(name: str, size: int, options: dict, text: st
         basis_entry(name).build(size, **options)
 
 
+@pytest.mark.parametrize("policy", ["error", "warn", "allow"])
+@pytest.mark.parametrize(
+    ("name", "size", "kernel", "scales", "text"),
+    [
+        ("fourier-bessel", 4, 9, [1.0, 2.0], r"got 1 of 16 that vanish at scale 1 \(window 5\)"),  # 3e14
+        ("hermite-a", 7, 15, [0.1, 0.2], r"got \d+ of 49 that vanish at scale 0\.1 \(window 7\)"),  # 1e31
+        ("hermite-b", 7, 15, [0.1, 0.2], r"got \d+ of 49 that vanish at scale 0\.1 \(window 7\)"),
+        ("gaussian-derivative", 3, 15, [0.1, 2.0], r"got 5 of 9 that vanish at scale 0\.1 \(window 1\)"),
+    ],
+)
+def test_rounding_is_not_blown_up_to_a_function(
+    name: str, size: int, kernel: int, scales: list[float], text: str, policy: str
+) -> None:
+    text = "expected functions that are not zero on the smallest scale, " + text
+    with pytest.raises(BasisError, match=text):
+        basis_entry(name).build(size, degenerate=policy).sample(kernel, ScaleGrid(scales))
+
+
+def test_no_kernel_is_named_on_which_a_function_is_rounding() -> None:
+    """Odd functions of a Gaussian this narrow are independent of the even one, but 1e-11 of it."""
+    jet = basis_entry("gaussian-derivative").build(2, max_order=1, radius=None)
+    with pytest.raises(BasisError, match=r"got 2 of 3 that vanish .*; no kernel up to 65 works; use larger"):
+        jet.sample(3, ScaleGrid([0.138]))
+    assert jet.sample(3, ScaleGrid([0.2])).norm(dim=(2, 3)).flatten().tolist() == pytest.approx([1.0] * 3)
+
+
 @EVERY_BASIS
 def test_too_many_functions_are_refused_warned_of_or_allowed(name: str) -> None:
     crowded, kernel = ScaleGrid([1.0, 1.5]), 9

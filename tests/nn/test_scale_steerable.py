@@ -156,3 +156,6 @@ def test_refuses_a_harmonic_that_vanishes() -> None:
     steering = ScaleSteering(kernel_sizes=(3,), phase=0.0)  # sin(k ln 1) on the only ring
     with pytest.raises(BasisError, match="not zero, got one that vanishes on 3 pixels with phase 0; use a"):
         ScaleSteeredConv2d(1, 1, steering=steering)
+    rounded = ScaleSteering(kernel_sizes=(3,), base_size=3, orders=(1.0,), phase=math.pi / 2)  # cos is 6e-17
+    with pytest.raises(BasisError, match=r"one that vanishes on 3 pixels with phase 1\.5708; use a"):
+        ScaleSteeredConv2d(1, 1, steering=rounded)

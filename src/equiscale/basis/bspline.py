@@ -19,8 +19,9 @@ class BSplineBasis(SampledFamily):
         c_i = i - \tfrac{e - 1}{2}
 
     :math:`B_d` is the centred cardinal B-spline of degree d, :math:`d + 1` units wide. j, the knot's
-    row, runs fastest. At s = 1 with d ≤ 1 and w = 1 the functions are single pixels: the combinations are
-    the ordinary e × e filters. Every function is divided by its L2 norm on the smallest scale.
+    row, runs fastest. At s = 1 with d ≤ 1, w = 1 and odd e the functions are single pixels: the
+    combinations are the ordinary e × e filters. Every function is divided by its L2 norm on the smallest
+    scale.
 
     Shapes:
         `sample` gives ``(F, S, K, K)`` with F = effective_size².

@@ -33,7 +33,9 @@ def diagnose(basis: BasisTensor, grid: ScaleGrid) -> list[ScaleDiagnosis]:
 
     With :math:`A_s` the matrix of the functions on scale s, each normalised to unit length, the
     condition number is :math:`\\sigma_{max}(A_s) / \\sigma_{min}(A_s)` and the rank counts the
-    singular values above :math:`\\sigma_{max} / \\text{MAX\\_CONDITION}`.
+    singular values above :math:`\\sigma_{max} / \\text{MAX\\_CONDITION}`. Unit length on each scale by
+    itself: that one function is far larger on one scale than on another is not seen. Look at
+    ``basis.norm(dim=(2, 3))`` for that, which in the continuum falls like 1 / s.
 
     Shapes:
         basis: ``(F, S, K, K)``.

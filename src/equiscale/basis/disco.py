@@ -24,6 +24,9 @@ Array = NDArray[np.float64]
 # Published grids are rounded to two decimals: a ratio this near to an integer is that integer.
 _INTEGER_TOLERANCE: Final = 0.01
 
+# 2.1 / 1.4 is 1.5 and the rounding of a quotient, which asks for no further pixel.
+_ROUNDING: Final = 1e-9
+
 # Neighbouring pixels of photographs correlate by about 0.95 (Jain 1989, section 2.9).
 _NATURAL: Final = 0.95
 
@@ -240,7 +243,7 @@ def _snapped(ratio: float) -> float:
 
 def _reach(effective_size: int, ratio: float) -> int:
     """Pixels between the centre and the outermost pixel of the filter on this scale."""
-    return math.ceil(effective_size // 2 * ratio)
+    return math.ceil(effective_size // 2 * ratio - _ROUNDING)
 
 
 @functools.lru_cache(maxsize=32)

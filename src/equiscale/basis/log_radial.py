@@ -4,13 +4,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count, islice
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import numpy as np
 
 from equiscale.basis.sampling import DegeneratePolicy, SampledFamily, Samples, check_family, check_positive
 from equiscale.errors import BasisError
 from equiscale.scales import ScaleGrid
+
+# Of its cone's norm: a part below it is the rounding of a wave that is zero on all pixels.
+_VANISHING: Final = 1e-10
 
 # Published with this phase; it moves the real part's first maximum off the innermost ring.
 PHASE = -math.pi / 4
@@ -126,8 +129,8 @@ def log_radial_harmonics(
     waves = np.stack([frequency * np.log(radius) + phase for frequency in frequencies])[:, None]
     cones = np.stack([cone(angle, direction, width) * disc / radius for direction in angles])
     parts = [cones * np.cos(waves), cones * np.sin(waves)]
-    norms = [np.sqrt((part**2).sum((-2, -1), keepdims=True)) for part in parts]
-    if not all((norm > 0).all() for norm in norms):
+    whole, *norms = (np.sqrt((part**2).sum((-2, -1), keepdims=True)) for part in (cones, *parts))
+    if not all((norm > _VANISHING * whole).all() for norm in norms):
         raise BasisError(
             f"expected harmonics that are not zero, got one that vanishes on {kernel_size} pixels with phase "
             f"{phase:g}; use a larger kernel or another phase"

@@ -21,6 +21,9 @@ Samples = NDArray[np.float64]
 # A kernel larger than this is no longer a remedy for a degenerate basis.
 _LARGEST_REMEDY = 65
 
+# Of the largest function: what is below it on the smallest scale is the rounding of a zero, or soon will be.
+_VANISHING = 1e-10
+
 # The layers of one network share a basis; a sweep over grids does not need the earlier ones again.
 _CACHED = 32
 
@@ -48,7 +51,8 @@ class SampledFamily(ABC):
     """Base of the families that are formulas sampled on pixels.
 
     A family gives the values of its functions in the window of one scale. This class pads the windows,
-    divides every function by its norm on the smallest scale, and refuses dependent functions as the
+    divides every function by its norm on the smallest scale, refuses functions that vanish there (norm at
+    most 1e-10 of the largest: rounding that the division would blow up), and dependent functions as the
     policy says. Families are frozen dataclasses: what was sampled is remembered by value.
     """
 
@@ -107,15 +111,24 @@ def _sampled(family: SampledFamily, kernel_size: int, grid: ScaleGrid) -> tuple[
 
 def _normalised(family: SampledFamily, kernel_size: int, grid: ScaleGrid) -> BasisTensor:
     basis = family._padded(kernel_size, grid)
-    norm = basis[:, :1].square().sum((2, 3), keepdim=True).sqrt()
-    if not bool((norm > 0).all()):
-        vanishing = int((norm == 0).sum())
+    vanishing = _vanishing(basis)
+    if vanishing:
         raise BasisError(
             f"expected functions that are not zero on the smallest scale, got {vanishing} of "
             f"{family.num_functions} that vanish at scale {grid.min:g} (window "
             f"{family._window(kernel_size, grid.min, grid)}); {_remedy(family, kernel_size, grid)}"
         )
-    return basis / norm
+    return basis / _norms(basis)[:, :1]
+
+
+def _norms(basis: BasisTensor) -> torch.Tensor:
+    return basis.square().sum((2, 3), keepdim=True).sqrt()  # (F, S, 1, 1)
+
+
+def _vanishing(basis: BasisTensor) -> int:
+    """How many functions are zero, but for rounding, on the smallest scale."""
+    norms = _norms(basis)
+    return int((~(norms[:, 0] > _VANISHING * norms.max())).sum())  # so that NaN counts
 
 
 def _complaint(family: SampledFamily, worst: ScaleDiagnosis, kernel_size: int, grid: ScaleGrid) -> str:
@@ -129,7 +142,8 @@ def _complaint(family: SampledFamily, worst: ScaleDiagnosis, kernel_size: int, g
 
 def _remedy(family: SampledFamily, kernel_size: int, grid: ScaleGrid) -> str:
     for candidate in range(kernel_size + 2, _LARGEST_REMEDY + 1, 2):
-        if not any(diagnosis.degenerate for diagnosis in diagnose(family._padded(candidate, grid), grid)):
+        basis = family._padded(candidate, grid)
+        if not _vanishing(basis) and not any(d.degenerate for d in diagnose(basis, grid)):
             return f"the smallest kernel that works is {candidate}"
     return (
         f"no kernel up to {_LARGEST_REMEDY} works; use larger scales, a smaller effective_size "
