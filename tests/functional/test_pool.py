@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import avg_pool3d, max_pool3d
 
-from equiscale.errors import ShapeError
+from equiscale.errors import SettingError, ShapeError
 from equiscale.functional import scale_avg_pool2d, scale_max_pool2d
 
 COVERS = {"scale_max_pool2d", "scale_avg_pool2d"}
@@ -47,6 +47,21 @@ def test_refuses_an_image(pool) -> None:
     text = rf"{pool.__name__}: expected a scale map \(B, C, S, H, W\), got \(2, 3, 8, 8\)"
     with pytest.raises(ShapeError, match=text):
         pool(torch.zeros(2, 3, 8, 8), 2)
+
+
+@pytest.mark.parametrize("pool", [scale_max_pool2d, scale_avg_pool2d])
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"kernel_size": 3, "padding": 2}, SettingError, "padding of 0 to 1, half the kernel, got 2"),
+        ({"kernel_size": 0}, SettingError, "kernel_size and stride of at least 1, got 0 and None"),
+        ({"kernel_size": 2, "stride": 0}, SettingError, "kernel_size and stride of at least 1, got 2 and 0"),
+        ({"kernel_size": 7, "padding": 1}, ShapeError, r"window's 7 pixels, got \(4, 5\) with padding 1"),
+    ],
+)
+def test_refuses_windows_that_do_not_fit(pool, options: dict, error, text: str) -> None:
+    with pytest.raises(error, match=f"{pool.__name__}: expected .*{text}"):
+        pool(torch.zeros(1, 1, 2, 4, 5), **options)
 
 
 @pytest.mark.parametrize("size", [(8, 12), (7, 9), (2, 2)])

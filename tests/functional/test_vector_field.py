@@ -230,6 +230,26 @@ def test_the_length_of_zero_has_gradient_zero() -> None:
 # --- reduced precision ---
 
 
+def test_lengths_of_what_is_not_a_number_are_not_zero() -> None:
+    field = torch.zeros(1, 2, 2, 2, 2)
+    field[0, 0, 0, 0, 0] = math.nan
+    field[0, 1, 1, 1, 1] = math.inf
+    lengths = vector_field_magnitude(field)
+    assert lengths[0, 0, 0, 0].isnan()
+    assert lengths[0, 1, 1, 1].isinf()
+    pooled = vector_field_max_pool2d(field, 2)
+    assert pooled[0, 0, 0, 0, 0].isnan()
+    assert pooled[0, 1, 1, 0, 0].isinf()
+
+
+@pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
+def test_lengths_in_half_precision_are_as_long_as_their_vectors(size: float) -> None:
+    field = torch.tensor([3 * size, 4 * size], dtype=torch.float16).view(1, 1, 2, 1, 1)
+    length = vector_field_magnitude(field)
+    assert length.dtype == torch.float16
+    assert length.item() == pytest.approx(5 * size, rel=2e-3)
+
+
 def test_angles_stay_apart_in_reduced_precision() -> None:
     x, weight = random(1, 1, 16, 16).bfloat16(), random(2, 1, 3, 3, seed=1).bfloat16()
     y = vector_field_lift2d(x, weight).double()
@@ -319,3 +339,17 @@ def test_refuses_wrong_shapes(call, text: str) -> None:
 def test_refuses_wrong_settings(call, text: str) -> None:
     with pytest.raises(SettingError, match="expected .*" + text):
         call()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"kernel_size": 3, "padding": 2}, SettingError, "padding of 0 to 1, half the kernel, got 2"),
+        ({"kernel_size": 0}, SettingError, "kernel_size and stride of at least 1, got 0 and None"),
+        ({"kernel_size": 2, "stride": 0}, SettingError, "kernel_size and stride of at least 1, got 2 and 0"),
+        ({"kernel_size": 7, "padding": 1}, ShapeError, r"window's 7 pixels, got \(4, 5\) with padding 1"),
+    ],
+)
+def test_pooling_refuses_windows_that_do_not_fit(options: dict, error, text: str) -> None:
+    with pytest.raises(error, match="vector_field_max_pool2d: expected .*" + text):
+        vector_field_max_pool2d(torch.zeros(1, 1, 2, 4, 5), **options)

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, max_pool2d
 
 from equiscale._typing import ScaleMap
+from equiscale.errors import SettingError, ShapeError
 from equiscale.functional.project import check_scale_map
 
 
@@ -21,7 +22,8 @@ def scale_max_pool2d(x: Tensor, kernel_size: int, *, stride: int | None = None, 
         padding: Pixels of −∞ added on each side, at most k / 2.
 
     Raises:
-        ShapeError: If x is not a scale map.
+        ShapeError: If x is not a scale map, or smaller with its padding than the window.
+        SettingError: If kernel_size, stride or padding are illegal.
 
     Exactness:
         Commutes with shifts of the scale axis, and with shifts by multiples of the stride.
@@ -32,6 +34,7 @@ def scale_max_pool2d(x: Tensor, kernel_size: int, *, stride: int | None = None, 
         torch.Size([1, 2, 3, 4, 4])
     """
     check_scale_map("scale_max_pool2d", x)
+    check_pooling("scale_max_pool2d", x, kernel_size, stride, padding)
     tracked = torch.is_grad_enabled() and x.requires_grad
     if (kernel_size, stride or kernel_size, padding) == (2, 2, 0) and not tracked and min(x.shape[-2:]) > 1:
         return _halve(x)
@@ -46,7 +49,8 @@ def scale_avg_pool2d(x: Tensor, kernel_size: int, *, stride: int | None = None, 
         x: ``(B, C, S, H, W)``; result: ``(B, C, S, H', W')``.
 
     Raises:
-        ShapeError: If x is not a scale map.
+        ShapeError: If x is not a scale map, or smaller with its padding than the window.
+        SettingError: If kernel_size, stride or padding are illegal.
 
     Example:
         >>> import torch
@@ -54,8 +58,26 @@ def scale_avg_pool2d(x: Tensor, kernel_size: int, *, stride: int | None = None, 
         1.0
     """
     check_scale_map("scale_avg_pool2d", x)
+    check_pooling("scale_avg_pool2d", x, kernel_size, stride, padding)
     pooled = avg_pool2d(x.flatten(1, 2), kernel_size, stride, padding)  # (B, C*S, H', W')
     return pooled.view(*x.shape[:3], *pooled.shape[2:])
+
+
+def check_pooling(name: str, x: Tensor, kernel_size: int, stride: int | None, padding: int) -> None:
+    """Raise a SettingError for an illegal window, a ShapeError for one that does not fit the pixels."""
+    if kernel_size < 1 or (stride is not None and stride < 1):
+        raise SettingError(
+            f"{name}: expected kernel_size and stride of at least 1, got {kernel_size} and {stride}"
+        )
+    if not 0 <= padding <= kernel_size // 2:
+        raise SettingError(
+            f"{name}: expected a padding of 0 to {kernel_size // 2}, half the kernel, got {padding}"
+        )
+    if min(x.shape[-2:]) + 2 * padding < kernel_size:
+        raise ShapeError(
+            f"{name}: expected a padded input of at least the window's {kernel_size} pixels, got "
+            f"{tuple(x.shape[-2:])} with padding {padding}; use a smaller window"
+        )
 
 
 def _halve(x: Tensor) -> Tensor:

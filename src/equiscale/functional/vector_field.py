@@ -12,6 +12,7 @@ from torch.nn.functional import conv2d, interpolate, max_pool2d
 from equiscale._typing import Image
 from equiscale.errors import SettingError, ShapeError
 from equiscale.functional.geometry import ConvGeometry
+from equiscale.functional.pool import check_pooling
 
 VectorField: TypeAlias = Float[Tensor, "B C 2 H W"]
 
@@ -217,7 +218,7 @@ def vector_field_magnitude(x: Tensor) -> Image:
         x: The vector field.
 
     Returns:
-        The lengths. Where a vector is zero the gradient is zero.
+        The lengths. Where a vector is zero the gradient is zero; what is not a number stays so.
 
     Raises:
         ShapeError: If x is not a vector field.
@@ -233,11 +234,12 @@ def vector_field_magnitude(x: Tensor) -> Image:
         5.0
     """
     check_vector_field("vector_field_magnitude", x)
-    u, v = x.unbind(2)
+    wide = x.float() if x.dtype == torch.float16 else x  # in half precision the square of 256 is infinite
+    u, v = wide.unbind(2)
     squares = u * u + v * v  # a norm along this axis takes tens of times as long
-    positive = squares > 0
-    lengths: Tensor = torch.where(positive, squares, 1).sqrt() * positive  # no division by zero backwards
-    return lengths
+    present = squares != 0  # true of what is not a number
+    lengths: Tensor = torch.where(present, squares, 1).sqrt() * present  # no division by zero backwards
+    return lengths.to(x.dtype)
 
 
 def vector_field_max_pool2d(
@@ -260,7 +262,8 @@ def vector_field_max_pool2d(
         The chosen vectors; of equally long ones the first.
 
     Raises:
-        ShapeError: If x is not a vector field.
+        ShapeError: If x is not a vector field, or smaller with its padding than the window.
+        SettingError: If kernel_size, stride or padding are illegal.
 
     Exactness:
         Commutes with turning all vectors, and with shifts by multiples of the stride.
@@ -274,6 +277,7 @@ def vector_field_max_pool2d(
         [3.0, 4.0]
     """
     check_vector_field("vector_field_max_pool2d", x)
+    check_pooling("vector_field_max_pool2d", x, kernel_size, stride, padding)
     lengths = vector_field_magnitude(x.detach())
     _, index = max_pool2d(lengths, kernel_size, stride, padding, return_indices=True)
     chosen = index.flatten(2)[:, :, None].expand(-1, -1, 2, -1)  # (B, C, 2, H'*W')
