@@ -133,6 +133,23 @@ def test_kernels_of_zeros_stay_zero_and_have_gradients(random) -> None:
     assert bool(torch.isfinite(y).all() and torch.isfinite(weight.grad).all())
 
 
+def test_kernels_of_which_a_scale_reads_zeros_alone_are_zero_there(random) -> None:
+    """At scale 0.67 a canvas of 5 is read at 0, 2 and 4: of a kernel of 3 the centre alone."""
+    basis = multi_column_basis(3, SCALES)
+    read = basis[:, 0].flatten(1).any(1)  # (K²,): what the smallest scale reads
+    assert read.nonzero().tolist() == [[4]]
+    weight = torch.where(read, 0.0, 1.0).double().view(1, 1, 3, 3).repeat(1, 2, 1, 1)
+    weight[:, 1] = random(1, 3, 3)
+    for dtype in (torch.float32, torch.float64):
+        x, kernels = random(1, 2, 5, 6).to(dtype), weight.to(dtype).requires_grad_()
+        y = multi_column_conv2d(x, kernels, basis.to(dtype))
+        y.square().sum().backward()
+        assert y.abs().max() < 1e3
+        assert kernels.grad.abs().max() < 1e4
+        alone = multi_column_conv2d(x[:, 1:], kernels[:, 1:], basis.to(dtype))[:, :, 0]
+        torch.testing.assert_close(y[:, :, 0], alone)
+
+
 def test_derivatives(random) -> None:
     operands = [random(*shape).requires_grad_() for shape in ((1, 2, 3, 4, 5), (2, 2, 3, 3), (2,))]
     basis = multi_column_basis(3, SCALES)

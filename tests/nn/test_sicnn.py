@@ -97,6 +97,12 @@ def test_settings_of_the_published_wide_network() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("layer", [MultiColumnLift2d, MultiColumnConv2d])
+def test_the_attribute_kernel_size_is_the_argument(layer) -> None:
+    built = layer(1, 1, kernel_size=7, scales=[1.0, 2.0])
+    assert (built.kernel_size, built.largest_kernel_size, built.basis.shape[-1]) == (7, 15, 15)
+
+
 def test_padding_without_same_refers_to_the_largest_kernel(generator: torch.Generator) -> None:
     scales, x = PUBLISHED, torch.randn(1, 2, 9, 10, generator=generator)
     same, valid = (

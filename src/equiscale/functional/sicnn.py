@@ -102,8 +102,9 @@ def multi_column_conv2d(
 
     Source:
         Xu, Xiao, Zhang, Yang, Zhang, *Scale-Invariant Convolutional Neural Networks*, 2014, section 3;
-        the norm follows the public code of Sosnovik et al. 2020. Deviations: a kernel of zeros stays
-        zero, where the published code divides 0 by 0; the bias is ours.
+        the norm follows the public code of Sosnovik et al. 2020. Deviations: a kernel that is zero, or of
+        which a scale's resizing reads zeros alone, gives a filter of zeros there with a gradient of zero,
+        where the published code divides by 0; the bias is ours.
 
     Example:
         >>> basis = multi_column_basis(3, [0.67, 1.0, 1.5])
@@ -143,11 +144,13 @@ def _column_matrix(kernel_size: int, scale: float, largest: float) -> Tensor:
 
 
 def _norm_ratios(weight: Tensor, basis: Tensor) -> Tensor:
-    """The L1 norm of the kernels over that of the resized ones, (C', C, S)."""
+    """The L1 norm of the kernels over that of the resized ones, 0 where nothing is left; (C', C, S)."""
     if basis.shape[0] == 1:
         return weight.new_ones(1, 1, basis.shape[1])
     resized = synthesize_filters(weight, basis).abs().sum((-2, -1))
-    return weight.abs().sum(-1, keepdim=True) / resized.clamp_min(torch.finfo(resized.dtype).tiny)
+    left = resized != 0
+    ratios = weight.abs().sum(-1, keepdim=True) / torch.where(left, resized, 1)  # no 0 / 0 backwards
+    return torch.where(left, ratios, 0)
 
 
 def _check(x: Tensor, weight: Tensor, basis: Tensor, geometry: ConvGeometry) -> None:

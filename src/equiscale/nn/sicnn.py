@@ -53,6 +53,7 @@ class _MultiColumn2d(SteerableConv2d):
                 f"expected no scale_padding, since columns do not mix, got {self.geometry.scale_padding!r}"
             )
         channels = in_channels // self.geometry.groups
+        self.largest_kernel_size, self.kernel_size = self.kernel_size, kernel_size
         self._make_parameters((out_channels, channels, kernel_size, kernel_size), bias)
 
     def _correlate(self, x: Tensor) -> ScaleMap:
@@ -63,7 +64,7 @@ class _MultiColumn2d(SteerableConv2d):
     def extra_repr(self) -> str:
         """Channels, canonical kernel, scales and geometry."""
         return (
-            f"{self.in_channels}, {self.out_channels}, kernel_size={self.weight.shape[-1]}, "
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
             f"scales={list(self.grid)}, bias={self.bias is not None}, {self.geometry}"
         )
 
@@ -84,7 +85,8 @@ class MultiColumnLift2d(_MultiColumn2d):
     Args:
         in_channels: C.
         out_channels: C'.
-        kernel_size: K, the side of the canonical kernel in pixels; odd.
+        kernel_size: K, the side of the canonical kernel in pixels; odd. The attribute
+            ``largest_kernel_size`` is that of the largest scale's kernel.
         scales: The S scales, increasing.
         bias: Learn a bias b (the published layer has none).
         **geometry: ``stride``, ``padding`` ("same" unless given; a number refers to the largest kernel),
@@ -103,8 +105,9 @@ class MultiColumnLift2d(_MultiColumn2d):
 
     Source:
         Xu, Xiao, Zhang, Yang, Zhang, *Scale-Invariant Convolutional Neural Networks*, 2014, section 3;
-        resizing and norm follow the public code of Sosnovik et al. 2020. Deviations: a kernel of zeros stays
-        zero, where the published code divides 0 by 0; the bias is ours.
+        resizing and norm follow the public code of Sosnovik et al. 2020. Deviations: a kernel that is zero,
+        or of which a scale's resizing reads zeros alone, gives a filter of zeros there with a gradient of
+        zero, where the published code divides by 0; the bias is ours.
 
     Example:
         >>> import torch
@@ -141,7 +144,7 @@ class MultiColumnConv2d(_MultiColumn2d):
         in_channels: C.
         out_channels: C'.
         kernel_size: K, the side of the canonical kernel in pixels; odd. 1 mixes channels alike in all
-            columns.
+            columns. The attribute ``largest_kernel_size`` is that of the largest scale's kernel.
         scales: The S scales, increasing.
         bias: Learn a bias b (the published layer has none).
         **geometry: As in `MultiColumnLift2d`: ``stride``, ``padding``, ``padding_mode``, ``groups``.
