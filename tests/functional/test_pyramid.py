@@ -2,7 +2,7 @@ from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from equiscale.errors import ScaleGridError, SettingError, ShapeError
@@ -82,6 +82,24 @@ def test_any_shape_of_output_is_pooled(random) -> None:
     assert input_pyramid(lambda x: x.mean((1, 2, 3)), x, FACTORS).shape == (2,)
     assert input_pyramid(lambda x: x, x, FACTORS).shape == x.shape
     assert input_pyramid(lambda x: x[:, :, None], x, FACTORS, pool="mean").shape == (2, 3, 1, 6, 7)
+
+
+def test_outputs_in_any_memory_layout_are_pooled(random) -> None:
+    x = random(2, 3, 6, 7)
+    y = input_pyramid(lambda x: x.contiguous(memory_format=torch.channels_last), x, FACTORS)
+    assert torch.equal(y, input_pyramid(lambda x: x, x, FACTORS))
+
+
+class _Resized(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return input_pyramid(features, x, [0.5, 1.0, 1.01, 2.0], canvas="resized")
+
+
+def test_copies_of_several_sizes_are_exported_with_a_batch_of_any_size(random) -> None:
+    shapes = ({0: torch.export.Dim("batch")},)
+    exported = torch.export.export(_Resized(), (random(2, 1, 6, 7),), dynamic_shapes=shapes).module()
+    x = random(5, 1, 6, 7)
+    torch.testing.assert_close(exported(x), _Resized()(x))
 
 
 @pytest.mark.parametrize("canvas", ["same", "resized"])

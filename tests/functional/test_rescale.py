@@ -154,6 +154,13 @@ def test_is_differentiable_in_the_images() -> None:
     assert torch.autograd.gradcheck(lambda image: rescale(image, torch.tensor([0.7, 1.0])), (x,))
 
 
+def test_a_number_is_checked_without_a_look_at_a_tensor() -> None:
+    """On the device without values, where a decision that depends on them is an error."""
+    assert rescale(torch.ones(2, 3, 6, 7, device="meta"), 1.5).shape == (2, 3, 6, 7)
+    x = torch.randn(2, 3, 6, 7)
+    assert torch.equal(rescale(x, 1.5), rescale(x, torch.tensor(1.5)))
+
+
 @pytest.mark.parametrize("factor", [0.0, -1.0, float("nan"), float("inf"), torch.tensor([1.0, 0.0])])
 def test_refuses_a_bad_factor(factor: float | torch.Tensor) -> None:
     with pytest.raises(

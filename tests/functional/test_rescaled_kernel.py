@@ -150,6 +150,24 @@ def test_without_padding_the_largest_kernel_must_fit() -> None:
         rescaled_kernel_valid_conv2d(torch.zeros(1, 1, 8, 9), torch.zeros(1, 1, 3, 3), basis, windows=SIZES)
 
 
+@pytest.mark.parametrize(
+    ("x", "windows", "text"),
+    [
+        ((1, 1, 11, 11), [3], r"3 odd windows of at most 9 pixels, .* got \[3\]"),
+        ((1, 1, 11, 11), [3, 4, 9], r"3 odd windows of at most 9 pixels, .* got \[3, 4, 9\]"),
+        ((1, 1, 11, 11), [9, 5, 3], r"windows that increase from the weight's 3 .*, got \[9, 5, 3\]"),
+        ((1, 1, 11, 11), [3, 5, 7], r"to the basis' 9, got \[3, 5, 7\]"),
+        ((1, 1, 11, 11), [5, 7, 9], r"from the weight's 3 pixels .*, got \[5, 7, 9\]"),
+        ((1, 1, 4, 11, 11), SIZES, r"an input \(B, 1, 3, H, W\), got \(1, 1, 4, 11, 11\)"),
+        ((1, 1, 2, 11, 11), SIZES, r"an input \(B, 1, 3, H, W\), got \(1, 1, 2, 11, 11\)"),
+    ],
+)
+def test_without_padding_windows_and_scales_must_fit(x, windows: list[int], text: str) -> None:
+    basis = rescaled_kernel_basis(SIZES, "area").float()
+    with pytest.raises(ShapeError, match="rescaled_kernel_valid_conv2d: expected .*" + text):
+        rescaled_kernel_valid_conv2d(torch.zeros(x), torch.zeros(1, 1, 3, 3), basis, windows=windows)
+
+
 @pytest.mark.parametrize("sizes", [[], [4], [3, 3], [5, 3], [3.0, 5.0], [-1]])
 def test_refuses_sizes_without_a_centre_or_an_order(sizes) -> None:
     with pytest.raises(SettingError, match=r"expected odd increasing kernel_sizes, got \["):

@@ -37,6 +37,13 @@ def test_steering_scales_the_harmonics_but_for_the_amplitude() -> None:
     assert not torch.allclose(3 * opposite[:, 1, 1::3, 1::3], opposite[:, 0, 9:18, 9:18], atol=0.1)
 
 
+def test_stays_on_the_device_of_the_harmonics() -> None:
+    """On the device without values, where no other may take part."""
+    real, imag = (part.to("meta") for part in harmonics(9))
+    basis = steer_in_scale(real, imag, frequencies=OMEGA, ratios=[0.7, 1.0], windows=[7, 9])
+    assert (basis.device.type, tuple(basis.shape)) == ("meta", (8, 2, 9, 9))
+
+
 def test_filters_are_the_real_part_of_the_complex_product(generator: torch.Generator) -> None:
     real, imag = harmonics(7)
     a, b = torch.randn(2, 2, 2, dtype=torch.float64, generator=generator)

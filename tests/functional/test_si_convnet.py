@@ -166,3 +166,18 @@ def test_refuses_other_settings() -> None:
         ShapeError, match=r"expected at least 5 pixels, so that one is left at scale 0.2, got 4"
     ):
         locally_scale_invariant_conv2d(x, weight, [0.2, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "geometry", "text"),
+    [
+        ((1, 2, 8, 8), (3, 1, 3, 3), {"groups": 2}, "output channels divisible by 2 groups, got 3"),
+        ((1, 2, 3, 4), (2, 2, 9, 9), {"padding_mode": "reflect"}, "reflect padding of at most 2 .*, got 4"),
+        ((1, 2, 3, 4), (2, 2, 9, 9), {"padding_mode": "circular"}, "circular padding of at most 3 .*, got 4"),
+    ],
+)
+def test_refuses_groups_and_borders_that_do_not_fit(x, weight, geometry: dict, text: str) -> None:
+    with pytest.raises(ShapeError, match="locally_scale_invariant_conv2d: expected .*" + text):
+        locally_scale_invariant_conv2d(
+            torch.zeros(x), torch.zeros(weight), [1.0], geometry=ConvGeometry(padding="same", **geometry)
+        )

@@ -168,7 +168,8 @@ def pointwise_scale_conv2d(
     return mixed.view(*mixed.shape[:2], *x.shape[2:])
 
 
-def _checked_windows(name: str, windows: Sequence[int] | None, basis: BasisTensor) -> Sequence[int]:
+def checked_windows(name: str, windows: Sequence[int] | None, basis: BasisTensor) -> Sequence[int]:
+    """The windows of all scales, all K for None; a ShapeError unless they are sizes of filters."""
     num_scales, kernel_size = basis.shape[1:3]
     if windows is None:
         return [kernel_size] * num_scales
@@ -191,7 +192,7 @@ def _windows_in_use(
     name: str, windows: Sequence[int] | None, basis: Tensor, x: Tensor, geometry: ConvGeometry
 ) -> list[int]:
     """The checked windows, cut to the part of the filters that ever meets a pixel."""
-    checked = _checked_windows(name, windows, basis)
+    checked = checked_windows(name, windows, basis)
     if geometry.padding_mode != "zeros":
         return list(checked)
     radius = basis.shape[-1] // 2
@@ -254,14 +255,20 @@ def _check_input(
     wrong_scales = x.ndim == 5 and x.shape[2] != num_scales
     if x.ndim != len(layout.split()) or x.shape[1] != channels or wrong_scales:
         raise ShapeError(f"{name}: expected an input ({expected}), got {tuple(x.shape)}")
+    check_groups(name, weight, geometry)
+    check_size(name, x, basis.shape[-1], geometry)
+
+
+def check_groups(name: str, weight: Tensor, geometry: ConvGeometry) -> None:
+    """Raise a ShapeError unless the groups divide the output channels."""
     if weight.shape[0] % geometry.groups:
         raise ShapeError(
             f"{name}: expected output channels divisible by {geometry.groups} groups, got {weight.shape[0]}"
         )
-    _check_size(name, x, basis.shape[-1], geometry)
 
 
-def _check_size(name: str, x: Tensor, kernel_size: int, geometry: ConvGeometry) -> None:
+def check_size(name: str, x: Tensor, kernel_size: int, geometry: ConvGeometry) -> None:
+    """Raise a ShapeError for pixels too few for the kernel, or for what is put around them."""
     margin, side = geometry.margin(kernel_size), min(x.shape[-2:])
     if side + 2 * margin < kernel_size:
         raise ShapeError(

@@ -89,15 +89,16 @@ def _copy(x: Tensor, factor: float, canvas: Canvas, method: Method) -> Tensor:
 def _apply(function: Callable[[Tensor], Tensor], copies: list[Tensor]) -> list[Tensor]:
     """The outputs of all copies, those of one size computed together."""
     outputs: dict[int, Tensor] = {}
-    for size in dict.fromkeys(copy.shape for copy in copies):
-        alike = [index for index, copy in enumerate(copies) if copy.shape == size]
+    batch, sizes = copies[0].shape[0], [tuple(copy.shape[-2:]) for copy in copies]
+    for size in dict.fromkeys(sizes):
+        alike = [index for index in range(len(copies)) if sizes[index] == size]
         together = function(torch.cat([copies[index] for index in alike]))
-        if together.ndim < 1 or len(together) != len(alike) * size[0]:
+        if together.ndim < 1 or together.shape[0] != len(alike) * batch:
             raise ShapeError(
-                f"input_pyramid: expected one output for each of {len(alike) * size[0]} images, "
+                f"input_pyramid: expected one output for each of {len(alike) * batch} images, "
                 f"got {tuple(together.shape)}"
             )
-        outputs |= zip(alike, together.view(len(alike), size[0], *together.shape[1:]), strict=True)
+        outputs |= zip(alike, together.unflatten(0, (len(alike), batch)), strict=True)
     shapes = sorted({tuple(output.shape[1:]) for output in outputs.values()})
     if len(shapes) > 1:
         raise ShapeError(

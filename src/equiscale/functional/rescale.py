@@ -120,6 +120,10 @@ def _kernel(distance: Tensor, method: Method, a: float) -> Tensor:
 def _factors(x: Tensor, factor: float | Tensor) -> Float[Tensor, "G"]:
     """The factors in double precision, on the device of ``x`` where it has double precision."""
     device = torch.device("cpu") if x.device.type == "mps" else x.device
+    if isinstance(factor, int | float):  # looked at here: a look at a tensor waits for its device
+        if not 0 < factor < math.inf:
+            raise _bad_factor(factor)
+        return torch.full((1,), factor, dtype=torch.float64, device=device)
     factors = torch.as_tensor(factor, dtype=torch.float64, device=device).detach()
     if factors.ndim and (factors.ndim != 1 or x.ndim < 3 or len(factors) != len(x)):
         raise ShapeError(
@@ -128,8 +132,12 @@ def _factors(x: Tensor, factor: float | Tensor) -> Float[Tensor, "G"]:
         )
     bad = ~(torch.isfinite(factors) & (factors > 0))
     if bad.any():
-        raise SettingError(f"expected finite positive scale factors, got {factors[bad][0].item()}")
+        raise _bad_factor(factors[bad][0].item())
     return factors.reshape(-1)
+
+
+def _bad_factor(factor: float) -> SettingError:
+    return SettingError(f"expected finite positive scale factors, got {factor}")
 
 
 def _check_input(x: Tensor, method: str) -> None:

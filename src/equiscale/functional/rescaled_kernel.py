@@ -9,7 +9,7 @@ from torch.nn.functional import interpolate, pad
 
 from equiscale._typing import BasisTensor, Image, ScaleMap
 from equiscale.errors import SettingError, ShapeError
-from equiscale.functional.conv import lift_conv2d, scale_conv2d
+from equiscale.functional.conv import checked_windows, lift_conv2d, scale_conv2d
 from equiscale.functional.geometry import ConvGeometry
 from equiscale.functional.project import check_scale_map, largest
 from equiscale.functional.sicnn import separable_basis
@@ -136,7 +136,7 @@ def rescaled_kernel_valid_conv2d(
         weight: w, the smallest kernel.
         basis: I with its norm, from `rescaled_kernel_basis`.
         bias: b, added at every scale, or None; not to the zeros.
-        windows: The sizes K_s.
+        windows: The sizes K_s, from K_0 to K, all of them.
 
     Returns:
         The scale map of C' channels.
@@ -155,6 +155,7 @@ def rescaled_kernel_valid_conv2d(
         >>> y[0, 0, :, 0, 3].round().tolist()
         [9.0, 0.0]
     """
+    _check_valid(x, weight, basis, windows)
     maps = []
     for scale, window in enumerate(windows):
         margin, lost = (basis.shape[-1] - window) // 2, (window - windows[0]) // 2
@@ -163,6 +164,25 @@ def rescaled_kernel_valid_conv2d(
         alone = rescaled_kernel_conv2d(seen, weight, basis[:, scale : scale + 1, inner, inner], bias)
         maps.append(pad(alone, [lost] * 4))
     return torch.cat(maps, dim=2)  # S of (B, C', 1, H', W')
+
+
+def _check_valid(x: Tensor, weight: Tensor, basis: Tensor, windows: Sequence[int]) -> None:
+    name = "rescaled_kernel_valid_conv2d"
+    if weight.ndim != 4 or basis.ndim != 4:
+        raise ShapeError(
+            f"{name}: expected weights (C', C / groups, K, K) and a basis (F, S, K, K), "
+            f"got {tuple(weight.shape)} and {tuple(basis.shape)}"
+        )
+    sizes = list(checked_windows(name, windows, basis))
+    if sorted(set(sizes)) != sizes or [sizes[0], sizes[-1]] != [weight.shape[-1], basis.shape[-1]]:
+        raise ShapeError(
+            f"{name}: expected windows that increase from the weight's {weight.shape[-1]} pixels to the "
+            f"basis' {basis.shape[-1]}, got {sizes}; they are the sizes of the kernels"
+        )
+    if x.ndim == 5 and x.shape[2] != len(sizes):
+        raise ShapeError(
+            f"{name}: expected an input (B, {weight.shape[1]}, {len(sizes)}, H, W), got {tuple(x.shape)}"
+        )
 
 
 def scale_pool(x: Tensor, kind: ScalePooling = "pixel") -> Image:

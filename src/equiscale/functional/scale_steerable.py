@@ -62,7 +62,7 @@ def steer_in_scale(
         torch.Size([54, 2, 7, 7])
     """
     _check_steering(real, imag, frequencies, ratios, windows)
-    omega, scale = torch.tensor(frequencies, dtype=real.dtype), torch.tensor(ratios, dtype=real.dtype)
+    omega, scale = (torch.tensor(v, dtype=real.dtype, device=real.device) for v in (frequencies, ratios))
     alpha = (-omega[:, None] * scale.log()).view(len(omega), 1, len(scale), 1, 1)
     real, imag = real.unsqueeze(2), imag.unsqueeze(2)  # (N, J, 1, K, K)
     of_real = alpha.cos() * real - alpha.sin() * imag

@@ -10,6 +10,7 @@ from torch.nn.functional import conv2d, pad
 from equiscale._typing import Image
 from equiscale.errors import SettingError, ShapeError
 from equiscale.functional.canvas import canvas_matrix
+from equiscale.functional.conv import check_groups, check_size
 from equiscale.functional.geometry import ConvGeometry
 from equiscale.functional.project import largest
 from equiscale.functional.rescale import rescale
@@ -78,7 +79,7 @@ def locally_scale_invariant_conv2d(
     grid = ScaleGrid(scales)
     copies = torch.cat([_resized(x, scale, resampling) for scale in grid])  # (S*B, C, H, W)
     maps = _correlate(copies, weight, bias, geometry)
-    by_scale = maps.view(len(grid), len(x), *maps.shape[1:])  # (S, B, C', H', W')
+    by_scale = maps.unflatten(0, (len(grid), x.shape[0]))  # (S, B, C', H', W')
     returned = [_resized(y, 1 / scale, resampling) for y, scale in zip(by_scale, grid, strict=True)]
     return largest(torch.stack(returned), 0)
 
@@ -109,9 +110,5 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometr
     channels = weight.shape[1] * geometry.groups
     if x.ndim != 4 or x.shape[1] != channels:
         raise ShapeError(f"{_NAME}: expected an image (B, {channels}, H, W), got {tuple(x.shape)}")
-    margin = geometry.margin(weight.shape[-1])
-    if min(x.shape[-2:]) + 2 * margin < weight.shape[-1]:
-        raise ShapeError(
-            f"{_NAME}: expected a padded image of at least the kernel's {weight.shape[-1]} pixels, got "
-            f"{tuple(x.shape[-2:])} with padding {margin}; use padding='same' or a smaller kernel"
-        )
+    check_groups(_NAME, weight, geometry)
+    check_size(_NAME, x, weight.shape[-1], geometry)
