@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -590,6 +591,25 @@ def test_follows_to_double_precision(row: Row) -> None:
     double = module.double()(x.double())
     assert double.dtype == torch.float64
     torch.testing.assert_close(double.float(), single, rtol=1e-4, atol=1e-4)
+
+
+@EVERY_LAYER
+def test_what_is_not_a_number_does_not_vanish(row: Row) -> None:
+    module, x = stirred(row.build()).eval(), some_input(row)
+    x[0, ..., 4, 4] = math.nan
+    y = module(x)
+    assert bool(y[0].isnan().any())
+    assert bool(y[1:].isfinite().all())
+
+
+@EVERY_LAYER
+def test_is_exported_with_a_batch_of_any_size(row: Row) -> None:
+    module, x = stirred(row.build()).eval(), some_input(row)
+    exported = torch.export.export(
+        module, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False
+    ).module()
+    larger = torch.cat([x, 2 * x, 3 - x])
+    torch.testing.assert_close(exported(larger), module(larger), rtol=1e-5, atol=1e-5)
 
 
 @WITH_STATE
