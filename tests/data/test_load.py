@@ -3,10 +3,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from equiscale.data import data_root, dataset_info, digits_scale, list_datasets, load
+from equiscale.data import (
+    check_available,
+    data_root,
+    dataset_info,
+    digits_scale,
+    list_datasets,
+    load,
+    mnist_large_scale,
+)
 from equiscale.errors import DataError, MissingExtraError, SettingError
 
 
@@ -86,6 +95,34 @@ def test_an_unprepared_data_set_is_told_with_the_command(tmp_path: Path) -> None
         DataError, match=rf"realisation 3 of mnist-scale at {tmp_path}.*, got no file; run: {command}"
     ):
         load("mnist-scale", split="train", realisation=3, root=tmp_path)
+
+
+def test_what_is_there_is_known_without_making_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "mnist-large-scale-4"
+    with pytest.raises(
+        DataError, match=rf"MNIST's files in {tmp_path}.*run: equiscale data prepare {name} --"
+    ):
+        check_available(name, realisation=2, root=tmp_path)
+    pool = np.broadcast_to(np.uint8(0), (70_000, 28, 28)), np.broadcast_to(np.uint8(0), 70_000)
+    monkeypatch.setattr(mnist_large_scale, "read_digits", lambda *_: pool)
+    monkeypatch.setattr(mnist_large_scale, "make_split", lambda *_, **__: pytest.fail("images were made"))
+    check_available(name, realisation=2, root=tmp_path)
+    with pytest.raises(SettingError, match=rf"realisation of {name} of \[0, 1, 2, 3, 4, 5\], got 6"):
+        check_available(name, realisation=6, root=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["digits-scale", "mnist-scale", "stl10", "imagenette96", "folder:nowhere"])
+def test_what_is_not_there_is_told_as_by_loading(name: str, tmp_path: Path) -> None:
+    told = []
+    for ask in (check_available, lambda *a, **options: load(*a, split="test", **options)):
+        try:
+            ask(name, root=tmp_path)
+        except DataError as error:
+            told.append(str(error))
+    assert len(told) == (0 if name == "digits-scale" else 2)
+    assert len(set(told)) <= 1
 
 
 def test_the_root_is_the_argument_or_the_environment_or_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from equiscale.data import (
     mnist_stir,
     stl10,
 )
-from equiscale.data.dataset import Dataset, DatasetInfo, load_split
+from equiscale.data.dataset import Dataset, DatasetInfo, load_split, read_checked
 from equiscale.data.loader import TensorBatches
 from equiscale.data.root import data_root
 from equiscale.data.transforms import normalize, random_rescale
@@ -22,6 +22,7 @@ __all__ = [
     "Dataset",
     "DatasetInfo",
     "TensorBatches",
+    "check_available",
     "data_root",
     "dataset_info",
     "list_datasets",
@@ -101,3 +102,25 @@ def load(name: str, *, split: str, realisation: int = 0, root: Path | str | None
     """
     info = dataset_info(name, root=root)
     return load_split(info, split=split, realisation=realisation, root=data_root(root))
+
+
+def check_available(name: str, *, realisation: int = 0, root: Path | str | None = None) -> None:
+    """Find out before any work whether ``load`` will find a realisation, as cheaply as the data set allows.
+
+    Images that are made on demand are not made, and prepared ones that lie in mapped files are not read.
+
+    Args:
+        name: A name that ``list_datasets`` gives, or ``"folder:PATH"`` for a folder of images.
+        realisation: The number of the realisation.
+        root: The folder of prepared data; ``None`` as for ``data_root``.
+
+    Raises:
+        SettingError: If the data set or the realisation does not exist.
+        DataError: If the data set has not been prepared; the message holds the command that prepares it.
+        ChecksumError: If the prepared file is damaged.
+        MissingExtraError: If the data set is made from packages of which one is missing.
+
+    Example:
+        >>> check_available("digits-scale", realisation=5)
+    """
+    read_checked(dataset_info(name, root=root), realisation, data_root(root))

@@ -67,6 +67,7 @@ class DatasetInfo:
         class_names: The classes in the order of their labels, where they have names.
         factor_edges: Edges of the bins of scale factors in which test mistakes are counted; None for the
             bins of MNIST-scale, or where images have no factor.
+        notes: What a record of a run on these data should say of them, such as images that were left out.
     """
 
     name: str
@@ -83,6 +84,7 @@ class DatasetInfo:
     prepare: Callable[[Preparation], object] | None = None
     class_names: tuple[str, ...] = ()
     factor_edges: tuple[float, ...] | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -143,11 +145,7 @@ def load_split(info: DatasetInfo, *, split: str, realisation: int, root: Path) -
         raise SettingError(
             f"expected a split of {info.name} of {list(info.split_sizes)}, got {split!r}{hint}"
         )
-    if realisation not in range(info.realisations):
-        raise SettingError(
-            f"expected a realisation of {info.name} of {list(range(info.realisations))}, got {realisation!r}"
-        )
-    read = info.read(realisation, root)
+    read = read_checked(info, realisation, root)
     arrays = read.splits[split]
     images = torch.from_numpy(arrays.images)
     return Dataset(
@@ -159,3 +157,17 @@ def load_split(info: DatasetInfo, *, split: str, realisation: int, root: Path) -
         realisation=realisation,
         checksum=read.checksum,
     )
+
+
+def read_checked(info: DatasetInfo, realisation: int, root: Path) -> Realisation:
+    """Open a realisation; images that are made on demand are not made yet, mapped ones stay in their files.
+
+    Raises:
+        SettingError: If the data set has no such realisation.
+        DataError: If the data set has not been prepared, or is damaged.
+    """
+    if realisation not in range(info.realisations):
+        raise SettingError(
+            f"expected a realisation of {info.name} of {list(range(info.realisations))}, got {realisation!r}"
+        )
+    return info.read(realisation, root)
