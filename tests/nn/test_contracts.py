@@ -4,7 +4,8 @@ import copy
 import io
 import math
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pytest
@@ -496,6 +497,16 @@ WITH_STATE = pytest.mark.parametrize(
 )
 
 
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def some_input(row: Row, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(row.input, dtype=dtype, generator=torch.Generator().manual_seed(0))
 
@@ -591,6 +602,18 @@ def test_follows_to_double_precision(row: Row) -> None:
     double = module.double()(x.double())
     assert double.dtype == torch.float64
     torch.testing.assert_close(double.float(), single, rtol=1e-4, atol=1e-4)
+
+
+@EVERY_LAYER
+def test_widened_layers_keep_filters_that_were_rounded(row: Row) -> None:
+    widened, x = stirred(row.build()).eval().double(), some_input(row).double()
+    with default_dtype(torch.float64):
+        exact = row.build().eval()
+    exact.load_state_dict(widened.state_dict())
+    error = ((widened(x) - exact(x)).norm() / exact(x).norm()).item()
+    assert error < 1e-7
+    if type(widened) in {LiftConv2d, ScaleConv2d, ScaleSteeredConv2d}:  # bases of whole numbers have no error
+        assert error > 1e-9
 
 
 @EVERY_LAYER
