@@ -98,7 +98,7 @@ def _apply(function: Callable[[Tensor], Tensor], copies: list[Tensor]) -> list[T
                 f"input_pyramid: expected one output for each of {len(alike) * batch} images, "
                 f"got {tuple(together.shape)}"
             )
-        outputs |= zip(alike, together.unflatten(0, (len(alike), batch)), strict=True)
+        outputs |= zip(alike, together.view(len(alike), batch, *together.shape[1:]), strict=True)
     shapes = sorted({tuple(output.shape[1:]) for output in outputs.values()})
     if len(shapes) > 1:
         raise ShapeError(

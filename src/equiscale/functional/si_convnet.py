@@ -79,7 +79,7 @@ def locally_scale_invariant_conv2d(
     grid = ScaleGrid(scales)
     copies = torch.cat([_resized(x, scale, resampling) for scale in grid])  # (S*B, C, H, W)
     maps = _correlate(copies, weight, bias, geometry)
-    by_scale = maps.unflatten(0, (len(grid), x.shape[0]))  # (S, B, C', H', W')
+    by_scale = maps.view(len(grid), x.shape[0], *maps.shape[1:])  # (S, B, C', H', W')
     returned = [_resized(y, 1 / scale, resampling) for y, scale in zip(by_scale, grid, strict=True)]
     return largest(torch.stack(returned), 0)
 
