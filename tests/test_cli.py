@@ -72,6 +72,18 @@ def test_a_dry_run_estimates_the_time() -> None:
     assert "one run after the other" in output
 
 
+def test_the_automatic_device_is_timed_where_the_runs_would_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[str] = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(
+        "equiscale.experiments.estimate.estimate_runs",
+        lambda runs, *, device, **_: timed.append(device) or [],
+    )
+    code, output = invoke("reproduce", "digits-scale", "--dry-run")
+    assert (code, timed) == (0, ["cuda"])
+    assert "at a time" not in output, "one run after the other, however many cores there are"
+
+
 def test_the_table_in_all_formats(results: Path, tmp_path: Path) -> None:
     for format in ("terminal", "markdown", "csv", "latex"):
         code, output = invoke("table", "digits-scale", "--results", results, "--format", format)
@@ -136,6 +148,14 @@ def test_digits_need_no_preparation() -> None:
         (["reproduce", "mnist-scale", "--realisations", "7"], "expected realisations of [0, 1, 2, 3, 4, 5]"),
         (["reproduce", "mnist-scale", "--root", "/nowhere"], "equiscale data prepare mnist-scale"),
         (["reproduce", "digits-scale", "--device", "cuda"], "expected a CUDA device"),
+        (["reproduce", "digits-scale", "--dry-run", "--device", "bogus"], "expected a device of auto, cpu"),
+        (["reproduce", "digits-scale", "--dry-run", "--device", "cuda:x"], "expected a device of auto, cpu"),
+        (["reproduce", "digits-scale", "--dry-run", "--device", "cuda"], "expected a CUDA device"),
+        (["reproduce", "digits-scale", "--dry-run", "--jobs", "-1"], "expected 0 jobs (automatic) or more"),
+        (
+            ["reproduce", "mnist-large-scale", "--augment", "none", "--models", "*", "--data", "nothing"],
+            "expected a pattern that matches a data set",
+        ),
         (
             ["table", "mnist-scale", "--results", "/nowhere"],
             "'equiscale reproduce mnist-scale --results /nowhere'",

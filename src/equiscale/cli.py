@@ -173,7 +173,11 @@ def reproduce(
         )
         runs = plan_runs(plan, selection)
         if dry_run:
-            _show_plan(plan, runs, root=root, device=device, estimate=estimate)
+            if estimate:
+                device, jobs = _place(runs, device, jobs)
+            _show_plan(plan, runs)
+            if estimate:
+                _show_estimates(runs, root=root, device=device, jobs=jobs)
             return
         from equiscale.experiments.progress import reproduce_with_progress
         from equiscale.experiments.runner import prepare_options
@@ -237,7 +241,8 @@ def train(
         from equiscale.experiments.runner import prepare_options
         from equiscale.experiments.spec import Treatment, make_protocol
 
-        validation, _ = evaluation_splits(dataset_info(data, root=root))
+        info = dataset_info(data, root=root)
+        validation, _ = evaluation_splits(info)
         protocol = make_protocol(
             epochs=epochs,
             batch_size=batch_size,
@@ -254,7 +259,7 @@ def train(
             select=select or ("last" if validation is None else "best-validation"),
             test_every=test_every,
         )
-        treatment = Treatment(model, parse_overrides(settings or ()), augment, data)
+        treatment = Treatment(model, parse_overrides(settings or ()), augment, info.name)
         run = ad_hoc_run(treatment, protocol=protocol, realisation=realisation)
         options, jobs = prepare_options(
             [run], folder=results, data_root=root, device=device, jobs=1, resume=resume
@@ -332,27 +337,35 @@ def report(
         typer.echo(f"Wrote {target}")
 
 
-def _show_plan(
-    plan: "Suite", runs: "list[RunSettings]", *, root: Path | None, device: str, estimate: bool
-) -> None:
-    """The runs by name, and what each network costs."""
-    from equiscale.experiments.progress import print_estimates
-
+def _show_plan(plan: "Suite", runs: "list[RunSettings]") -> None:
+    """The runs by name, and how many there are."""
     for run in runs:
         typer.echo(run.run_id)
     extra = sum(run.model in plan.extra_models for run in runs)
     more = f", and {extra} of methods that the published table does not have" if extra else ""
     typer.echo(f"\n{len(runs) - extra} runs{more}")
-    if estimate:
-        from equiscale.experiments.estimate import estimate_runs
 
-        estimates = estimate_runs(
-            runs,
-            device="cpu" if device == "auto" else device,
-            data_root=root,
-            on_model=lambda name: typer.echo(f"timing {name}", err=True),
-        )
-        print_estimates(estimates)
+
+def _place(runs: "list[RunSettings]", device: str, jobs: int) -> tuple[str, int]:
+    """The device to which the runs would go, and how many of them at a time."""
+    from equiscale.experiments.runner import check_device, choose_jobs
+
+    chosen = check_device(device)
+    return chosen, choose_jobs(jobs, device=chosen, runs=len(runs))
+
+
+def _show_estimates(runs: "list[RunSettings]", *, root: Path | None, device: str, jobs: int) -> None:
+    """What each network costs."""
+    from equiscale.experiments.estimate import estimate_runs
+    from equiscale.experiments.progress import print_estimates
+
+    estimates = estimate_runs(
+        runs,
+        device=device,
+        data_root=root,
+        on_model=lambda name: typer.echo(f"timing {name}", err=True),
+    )
+    print_estimates(estimates, jobs=jobs)
 
 
 def main() -> None:

@@ -1,5 +1,7 @@
 """What a sweep is said to cost: the arithmetic, and that real networks are timed."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from equiscale.errors import ModelError
 from equiscale.experiments import estimate
 from equiscale.experiments.estimate import Speed, estimate_runs
 from equiscale.experiments.plan import Selection, plan_runs
-from equiscale.experiments.progress import _duration
+from equiscale.experiments.progress import _duration, print_estimates
 from equiscale.experiments.spec import load_suite
 
 RUNS = plan_runs(load_suite("digits-scale"), Selection(epochs=3))
@@ -27,6 +29,33 @@ def test_every_epoch_trains_and_validates_and_one_test_follows(monkeypatch: pyte
     assert estimates[0].total == 3 * expected
 
 
+def test_data_without_test_images_are_tested_on_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "_measure", lambda *_: Speed(train=2.0, evaluate=0.5))
+    info = replace(dataset_info("digits-scale"), split_sizes={"train": 10, "val": 4})
+    monkeypatch.setattr(estimate, "dataset_info", lambda *_, **__: info)
+    (one, *_) = estimate_runs(RUNS)
+    assert one.seconds == 3 * 10 * 2.0 + 4 * 0.5
+
+
+def test_tests_on_the_way_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "_measure", lambda *_: Speed(train=0.0, evaluate=0.5))
+    often = RUNS[0].model_copy(update={"protocol": RUNS[0].protocol.model_copy(update={"test_every": 2})})
+    (once, more) = estimate_runs([RUNS[0], often])
+    assert more.seconds - once.seconds == 0.5 * dataset_info("digits-scale").split_sizes["test"]
+
+
+def test_the_total_is_shared_among_the_runs_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
+    estimates = [estimate.Estimate(RUNS[0], runs=2, seconds=90.0)]
+    print_estimates(estimates, jobs=2)
+    assert "About 3.0 min, one run after the other; 1.5 min with 2 at a time." in said(capsys)
+    print_estimates(estimates, jobs=1)
+    assert "About 3.0 min, one run after the other. From" in said(capsys)
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    return " ".join(capsys.readouterr().out.split())
+
+
 def test_real_networks_are_timed_and_nothing_else_is_touched() -> None:
     named: list[str] = []
     threads, state = torch.get_num_threads(), torch.get_rng_state()
@@ -40,7 +69,7 @@ def test_real_networks_are_timed_and_nothing_else_is_touched() -> None:
 
 def test_bfloat16_runs_are_timed_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
-    monkeypatch.setattr(estimate, "_time", lambda step: seen.append(torch.is_autocast_enabled("cpu")) or 1.0)
+    monkeypatch.setattr(estimate, "_time", lambda *_: seen.append(torch.is_autocast_enabled("cpu")) or 1.0)
     for precision in ("float32", "bfloat16"):
         estimate_runs(plan_runs(load_suite("digits-scale"), Selection("mnist_cnn_*", precision=precision)))
     assert seen == [False, False, True, True]

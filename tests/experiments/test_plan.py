@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 
 from equiscale.errors import SettingError
-from equiscale.experiments.plan import Selection, ad_hoc_run, parse_numbers, parse_overrides, plan_runs
+from equiscale.experiments.plan import (
+    Selection,
+    ad_hoc_run,
+    format_overrides,
+    parse_numbers,
+    parse_overrides,
+    plan_runs,
+)
 from equiscale.experiments.records import RunSettings, read_record
 from equiscale.experiments.spec import Suite, Treatment, load_suite, make_protocol
 
@@ -132,6 +139,20 @@ def test_a_run_of_no_suite() -> None:
     )
     assert plain.suite == "train"
     assert plain.run_id != wide.run_id
+
+
+def test_a_selection_that_no_run_fits_is_refused(several: Suite) -> None:
+    chosen = Selection(datasets="digits*", augment=["none"])
+    message = (
+        r"a selection with runs in several, got none of models '\*' with augment none on data 'digits\*'"
+    )
+    with pytest.raises(SettingError, match=message):
+        plan_runs(several, chosen)
+
+
+def test_overrides_are_written_as_they_are_read() -> None:
+    texts = ["channels=8,8,16", "depth=10", "dropout=0.5", "kind=a,b", "wide=true"]
+    assert format_overrides(parse_overrides(texts)) == texts
 
 
 def test_overrides() -> None:

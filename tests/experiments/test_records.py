@@ -61,9 +61,7 @@ def test_damaged_records_are_refused(tmp_path: Path, record: RunRecord) -> None:
         text.replace("failed", "odd"),
     ):
         path.write_text(broken)
-        with pytest.raises(
-            RecordError, match=r"(?s)expected a valid run record in .* delete it to run again"
-        ):
+        with pytest.raises(RecordError, match=r"^expected a valid run record in .* delete it to run again$"):
             read_record(path)
     with pytest.raises(RecordError, match="expected a valid run record"):
         read_record(tmp_path / "missing.json")

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -123,6 +124,56 @@ def test_train_on_ones_own_images_from_the_command_line(
     assert again.exit_code == 0
     assert "has a record already" in " ".join(again.output.split())
     assert f"test error {record.test.error:.2f} % after epoch 3" in again.output
+
+
+def test_changed_images_do_not_get_the_record_of_the_old_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(8):
+        picture(
+            tmp_path / f"mine/{'train' if number < 6 else 'test'}/{'ab'[number % 2]}/{number}.png", number
+        )
+    monkeypatch.chdir(tmp_path)
+    options = ["--epochs", "1", "--batch-size", "6", "--device", "cpu", "--root", "root", "--set", "width=1"]
+
+    def train(name: str, *more: str) -> tuple[int, str]:
+        result = CliRunner().invoke(app, ["train", "wrn_10_2", "--data", name, *options, *more])
+        return result.exit_code, " ".join(result.output.split())
+
+    assert train("folder:mine?size=16")[0] == 0
+    code, output = train(f"folder:{tmp_path}/mine?size=16&on_corrupt=refuse")
+    assert (code, "has a record already" in output) == (0, True), "one folder has one name"
+    (path,) = (tmp_path / "runs/train").glob("*.json")
+    assert read_record(path).settings.dataset == f"folder:{tmp_path}/mine?size=16"
+
+    picture(tmp_path / "mine/train/a/new.png", 9)
+    picture(tmp_path / "mine/train/b/new.png", 10)
+    code, output = train("folder:mine?size=16")
+    assert code == 2, output
+    assert output.startswith("equiscale: expected a record of the images that are in folder:/")
+    assert "delete it, or give another folder with --results" in output
+    assert train("folder:mine?size=16", "--results", "other", "--batch-size", "4")[0] == 0
+
+
+def picture(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.RandomState(seed).randint(0, 255, (16, 16, 3)).astype(np.uint8)).save(path)
+
+
+def test_the_record_says_what_is_to_be_said_of_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = replace(dataset_info("digits-scale"), notes=("one image was left out",))
+    monkeypatch.setattr(execute, "dataset_info", lambda *_, **__: info)
+    assert execute._Run(digits(), RunOptions(tmp_path)).record().notes == info.notes
+
+
+def test_the_trained_factors_are_those_after_the_augmentation(tmp_path: Path) -> None:
+    plain, scaled = (
+        execute._Run(run, RunOptions(tmp_path))._data_record().train_factors
+        for run in (digits(), digits().model_copy(update={"augment": "scale"}))
+    )
+    assert scaled == pytest.approx((plain[0] * 0.5, plain[1] * 2.0))
 
 
 def test_all_images_of_large_data_may_stay_in_main_memory(
@@ -293,6 +344,13 @@ def test_the_best_validation_epoch_needs_validation_images(photographs: str, tmp
         (["mnist_cnn_28", "--data", "digits-scale", "--lr", "0"], "expected a valid protocol, got learning"),
         (["mnist_cnn_28", "--data", "digits-scale", "--set", "depth"], "expected each setting once, as name"),
         (["mnist_cnn_28", "--data", "digits-scale", "--set", "depth=9"], "expected overrides of upsample"),
+        (["mnist_cnn_28", "--data", "digits-scale", "--seed", "-1"], "seed: Input should be greater than or"),
+        (["wrn_10_2", "--data", "digits-scale", "--set", "width=big"], "'wrn_10_2', got width=big: "),
+        (["mnist_cnn_28", "--data", "digits-scale", "--set", "channels=8"], "got channels=8: TypeError: "),
+        (
+            ["wrn_10_2_ses_b", "--data", "digits-scale", "--set", "scale_sizes=2"],
+            "expected overrides of legal values for 'wrn_10_2_ses_b', got scale_sizes=2: TypeError: ",
+        ),
         (["mnist_cnn_28", "--data", "digits"], "expected a data set of"),
         (["mnist", "--data", "digits-scale"], "expected a model of"),
         (["wrn_10_2", "--data", "folder:/nowhere"], "/nowhere"),

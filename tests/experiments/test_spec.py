@@ -86,8 +86,13 @@ def test_a_cut_schedule_keeps_its_proportions() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
+        ("epochs = 3", "epochs = 3\nseed = -1", "protocol.seed: Input should be greater than or equal to 0"),
         ("epochs = 3", "epochs = 0", "greater than or equal to 1"),
-        ("epochs = 3", "epoch = 3", "epochs\n  Field required"),
+        (
+            "epochs = 3",
+            "epoch = 3",
+            "protocol.epochs: Field required; protocol.epoch: Extra inputs are not permitted",
+        ),
         ('"28×28" = {', '"32×32" = {', "unknown column '32×32'"),
         ('augment = "none"', 'augment = "flip"', "Input should be 'none', 'scale' or 'crop-flip-cutout'"),
         ('name = "small"', "name = ", "Invalid value"),
@@ -117,6 +122,8 @@ def test_invalid_suites_are_refused(small_suite: Path, old: str, new: str, messa
     with pytest.raises(SettingError, match=r"expected a valid suite in .*small\.toml") as caught:
         load_suite(str(small_suite))
     assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "http" not in str(caught.value)
 
 
 def test_unknown_suites_list_what_exists(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from equiscale.errors import DataError, SettingError
+from equiscale.experiments import runner
 from equiscale.experiments.execute import RunOptions, checkpoint_path, execute_run, weights_path
 from equiscale.experiments.plan import Selection, plan_runs
 from equiscale.experiments.records import RunSettings, decode_predictions, read_record, record_path
@@ -177,6 +178,13 @@ def test_a_process_that_dies_is_reported_and_the_rest_goes_on(tmp_path: Path, ru
     assert "died with exit code -9" in failures[0].message
     assert "go on from its last checkpoint" in failures[0].message
     assert finished == [runs[1].run_id]
+
+
+def test_that_data_are_there_is_known_without_loading_them(
+    tmp_path: Path, runs: list[RunSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(runner, "load")
+    prepare_options(runs, folder=tmp_path, data_root=tmp_path, device="cpu", jobs=1, resume=True)
 
 
 def test_missing_data_and_devices_are_errors_before_any_run(tmp_path: Path) -> None:

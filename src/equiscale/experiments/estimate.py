@@ -4,15 +4,14 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from equiscale.data import DatasetInfo, dataset_info
+from equiscale.experiments.execute import build_network, evaluation_splits
 from equiscale.experiments.records import RunSettings
-from equiscale.models import create_model
 
 _REPEATS = 2
 _PATIENCE = 0.15  # seconds: a batch that takes longer is large enough to stand for a larger one
@@ -68,8 +67,8 @@ def estimate_runs(
         One estimate for every network, data set and schedule, in the order of the runs.
 
     Raises:
-        ModelError: For an unknown network.
-        SettingError: For an unknown data set.
+        ModelError: For an unknown network or override.
+        SettingError: For an unknown data set, or a network that is not for its images.
     """
     alike: dict[object, list[RunSettings]] = {}
     for run in runs:
@@ -85,10 +84,13 @@ def estimate_runs(
 
 
 def _seconds(run: RunSettings, info: DatasetInfo, speed: Speed) -> float:
-    """Every epoch trains and validates; the best one is tested."""
-    sizes = info.split_sizes
-    epoch = sizes["train"] * speed.train + sizes.get("val", 0) * speed.evaluate
-    return run.protocol.epochs * epoch + sizes["test"] * speed.evaluate
+    """Every epoch trains, and validates where it can; one is tested, and others as the protocol says."""
+    sizes, epochs = info.split_sizes, run.protocol.epochs
+    validation, test = evaluation_splits(info)
+    validated = 0 if validation is None else sizes[validation]
+    tests = 1 + (epochs // run.protocol.test_every if run.protocol.test_every else 0)
+    evaluated = epochs * validated + tests * sizes[test]
+    return epochs * sizes["train"] * speed.train + evaluated * speed.evaluate
 
 
 def _measure(run: RunSettings, info: DatasetInfo, device: torch.device) -> Speed:
@@ -96,14 +98,7 @@ def _measure(run: RunSettings, info: DatasetInfo, device: torch.device) -> Speed
     torch.set_num_threads(1)  # as the runs of a sweep, one to a core
     try:
         with torch.random.fork_rng(devices=[]):
-            overrides: dict[str, Any] = dict(run.overrides)
-            network = create_model(
-                run.model,
-                num_classes=info.num_classes,
-                in_channels=info.image_shape[0],
-                **overrides,
-            )
-            network.to(device)
+            network = build_network(run, info).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=run.protocol.precision == "bfloat16"):
                 return _measure_network(network, info, device, run.protocol.batch_size)
     finally:
@@ -115,12 +110,12 @@ def _measure_network(network: nn.Module, info: DatasetInfo, device: torch.device
     while True:
         images = torch.randn(size, *info.image_shape, device=device)
         labels = torch.zeros(size, dtype=torch.long, device=device)
-        train = _time(lambda: _train_step(network.train(), images, labels))  # noqa: B023 (called at once)
+        train = _time(lambda: _train_step(network.train(), images, labels), device)  # noqa: B023 (called at once)
         if train > _PATIENCE or size >= largest:
             break
         size = min(largest, 4 * size)
     with torch.no_grad():
-        evaluate = _time(lambda: network.eval()(images))
+        evaluate = _time(lambda: network.eval()(images), device)
     return Speed(train / size, evaluate / size)
 
 
@@ -129,14 +124,14 @@ def _train_step(network: nn.Module, images: Tensor, labels: Tensor) -> None:
     cross_entropy(network(images), labels).backward()  # type: ignore[no-untyped-call]
 
 
-def _time(step: Callable[[], object]) -> float:
+def _time(step: Callable[[], object], device: torch.device) -> float:
     """Seconds of one step, the fastest: what else the machine does is not counted, nor is the first one."""
-    return min([_stopwatch(step) for _ in range(_REPEATS + 1)][1:])
+    return min([_stopwatch(step, device) for _ in range(_REPEATS + 1)][1:])
 
 
-def _stopwatch(step: Callable[[], object]) -> float:
+def _stopwatch(step: Callable[[], object], device: torch.device) -> float:
     started = time.perf_counter()
     step()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return time.perf_counter() - started

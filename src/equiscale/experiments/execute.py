@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from equiscale._files import atomic_path
 from equiscale.data import Dataset, DatasetInfo, TensorBatches, dataset_info, load, normalize, random_rescale
-from equiscale.data.augment import crop_flip_cutout
+from equiscale.data.augment import crop_flip_cutout, recipe_for
 from equiscale.data.loader import Transform
-from equiscale.errors import SettingError, TrainingError
+from equiscale.errors import EquiscaleError, SettingError, TrainingError
 from equiscale.experiments import provenance
 from equiscale.experiments.inspection import inspect_network, layer_equivariance
+from equiscale.experiments.plan import format_overrides
 from equiscale.experiments.records import (
     DataRecord,
     EpochRecord,
@@ -53,8 +54,6 @@ _EVALUATION_PIXELS = 2**20
 _RESIDENT_BYTES = 8 * 2**30
 # MNIST-scale's, for data that give no edges of their own.
 _FACTOR_EDGES = np.linspace(0.3, 1.0, 15)
-# The published pad and cutout of 96 pixels are these fractions of the image's side.
-_PAD_FRACTION, _CUTOUT_FRACTION = 8, 3
 # Arguments of create_model that are no settings of a network, or are the data's.
 _GIVEN_BY_THE_DATA = {"name", "num_classes", "in_channels", "pretrained"}
 
@@ -157,7 +156,7 @@ def check_networks(runs: Iterable[RunSettings], *, data_root: Path | None = None
         network = (run.model, run.overrides, run.dataset)
         if network not in built:
             built.add(network)
-            _build_network(run, info)
+            build_network(run, info)
 
 
 class _Run:
@@ -169,14 +168,14 @@ class _Run:
         self.device = torch.device(options.device)
         info = dataset_info(settings.dataset, root=options.data_root)
         _check_data(settings, info)
-        self.network = _build_network(settings, info).to(self.device)
+        self.network = build_network(settings, info).to(self.device)
         validation, test = evaluation_splits(info)
         self.train_split, self.test = self._load("train"), self._load(test)
         self.validation = None if validation is None else self._load(validation)
         _check_batches(len(self.train_split), settings.protocol.batch_size)
         self.config = _train_config(settings)
         self.history: list[EpochResult] = []
-        self.notes: list[str] = []
+        self.notes = list(info.notes)
 
     def train(self, on_epoch: Callable[[EpochResult], None] | None) -> TrainState:
         """Train to the last epoch."""
@@ -284,11 +283,12 @@ class _Run:
 
     def _cropped(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         side = images.shape[-1]
+        pad, cutout = recipe_for(side)
         return crop_flip_cutout(
             images.to(self.device),
-            pad=side // _PAD_FRACTION,
+            pad=pad,
             crop=side,
-            cutout=side // _CUTOUT_FRACTION,
+            cutout=cutout,
             mean=self.train_split.mean,
             std=self.train_split.std,
             generator=_given(generator),
@@ -300,8 +300,14 @@ class _Run:
             train=len(self.train_split),
             validation=0 if self.validation is None else len(self.validation),
             test=len(self.test),
-            train_factors=(self.train_split.factors.min().item(), self.train_split.factors.max().item()),
+            train_factors=self._train_factors(),
         )
+
+    def _train_factors(self) -> tuple[float, float]:
+        """The smallest and the largest factor of the training images, as the augmentation leaves them."""
+        factors, scaled = self.train_split.factors, self.settings.augment == "scale"
+        low, high = self.settings.protocol.augment_range if scaled else (1.0, 1.0)
+        return factors.min().item() * low, factors.max().item() * high
 
     def _provenance(self, test_seconds: float) -> Provenance:
         commit, clean = self.commit
@@ -329,10 +335,14 @@ class _Run:
         return target.name
 
 
-def _build_network(settings: RunSettings, info: DatasetInfo) -> nn.Module:
-    """The network with the run's first weights, after it has seen one image."""
-    overrides: dict[str, Any] = dict(settings.overrides)
-    given = _GIVEN_BY_THE_DATA & set(overrides)
+def build_network(settings: RunSettings, info: DatasetInfo) -> nn.Module:
+    """The network with the run's first weights, after it has seen one image.
+
+    Raises:
+        ModelError: For an unknown network or override.
+        SettingError: If an override has no legal value, or the network is not for such images.
+    """
+    given = _GIVEN_BY_THE_DATA & set(dict(settings.overrides))
     if given:
         raise SettingError(
             f"expected overrides of the network's own settings, got {', '.join(sorted(given))}, which the "
@@ -340,21 +350,36 @@ def _build_network(settings: RunSettings, info: DatasetInfo) -> nn.Module:
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(settings.protocol.seed, "weights"))
-        network = create_model(
+        network = _create_network(settings, info)
+    expected = (1, info.num_classes)
+    try:
+        with torch.no_grad():
+            shape = tuple(network.eval()(torch.zeros(1, *info.image_shape)).shape)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise SettingError(_misfit(settings, info, str(error))) from error
+    if shape != expected:
+        raise SettingError(_misfit(settings, info, f"it gives {shape} instead of {expected}"))
+    return network.train()
+
+
+def _create_network(settings: RunSettings, info: DatasetInfo) -> nn.Module:
+    overrides: dict[str, Any] = dict(settings.overrides)
+    try:
+        return create_model(
             settings.model,
             num_classes=info.num_classes,
             in_channels=info.image_shape[0],
             **overrides,
         )
-    expected = (1, info.num_classes)
-    try:
-        with torch.no_grad():
-            shape = tuple(network.eval()(torch.zeros(1, *info.image_shape)).shape)
-    except (RuntimeError, ValueError) as error:
-        raise SettingError(_misfit(settings, info, str(error))) from error
-    if shape != expected:
-        raise SettingError(_misfit(settings, info, f"it gives {shape} instead of {expected}"))
-    return network.train()
+    except EquiscaleError:
+        raise
+    except Exception as error:
+        if not overrides:
+            raise
+        raise SettingError(
+            f"expected overrides of legal values for {settings.model!r}, got "
+            f"{' '.join(format_overrides(settings.overrides))}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _misfit(settings: RunSettings, info: DatasetInfo, reason: str) -> str:

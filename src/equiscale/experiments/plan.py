@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from equiscale.errors import SettingError
 from equiscale.experiments.records import RunSettings
-from equiscale.experiments.spec import Augmentation, Precision, Protocol, Scalar, Suite, Treatment
+from equiscale.experiments.spec import Augmentation, Overrides, Precision, Protocol, Scalar, Suite, Treatment
 
 # Two numbers of three digits: nothing here is numbered higher, and a typing error makes no endless list.
 _LONGEST_RANGE = len(" 000-999")
@@ -46,7 +46,7 @@ def plan_runs(suite: Suite, selection: Selection | None = None) -> list[RunSetti
     A suite with several data sets has the runs that its table shows, and no others.
 
     Raises:
-        SettingError: If the selection names what the suite does not have.
+        SettingError: If the selection names what the suite does not have, or no run fits all of it.
 
     Example:
         >>> from equiscale.experiments.spec import load_suite
@@ -76,6 +76,11 @@ def plan_runs(suite: Suite, selection: Selection | None = None) -> list[RunSetti
         for treatment in _treatments(suite, augment)
         if treatment.model in models and treatment.dataset in datasets
     ]
+    if not runs:
+        raise SettingError(
+            f"expected a selection with runs in {suite.name}, got none of models {chosen.models!r} with "
+            f"augment {', '.join(augmentations)} on data {chosen.datasets!r}; select more"
+        )
     return sorted(runs, key=lambda run: run.treatment not in suite.treatments)
 
 
@@ -124,6 +129,23 @@ def parse_overrides(assignments: Iterable[str]) -> tuple[tuple[str, Scalar | tup
         parts = text.split(",")
         overrides[name] = _scalar(text) if len(parts) == 1 else tuple(map(_scalar, parts))
     return tuple(sorted(overrides.items()))
+
+
+def format_overrides(overrides: Overrides) -> list[str]:
+    """The inverse of `parse_overrides`.
+
+    Example:
+        >>> format_overrides((("channels", (8, 8, 16)), ("dropout", 0.5), ("nesterov", True)))
+        ['channels=8,8,16', 'dropout=0.5', 'nesterov=true']
+    """
+    return [
+        f"{name}={','.join(map(_text, value if isinstance(value, tuple) else (value,)))}"
+        for name, value in overrides
+    ]
+
+
+def _text(value: Scalar) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _scalar(text: str) -> Scalar:

@@ -16,7 +16,6 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from equiscale._machine import available_cores
 from equiscale.experiments.estimate import Estimate
 from equiscale.experiments.execute import RunOptions, weights_path
 from equiscale.experiments.records import RunSettings, read_record, record_path
@@ -67,8 +66,8 @@ def print_result(settings: RunSettings, folder: Path) -> None:
         console.print(escape(note), soft_wrap=True)
 
 
-def print_estimates(estimates: Sequence[Estimate]) -> None:
-    """What every network costs, and all of them together."""
+def print_estimates(estimates: Sequence[Estimate], *, jobs: int) -> None:
+    """What every network costs, and all of them together, with so many runs side by side."""
     console = Console(highlight=False)
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("network and data", overflow="fold")
@@ -84,10 +83,11 @@ def print_estimates(estimates: Sequence[Estimate]) -> None:
             _duration(estimate.total),
         )
     console.print(table)
-    total, cores = sum(estimate.total for estimate in estimates), available_cores()
+    total = sum(estimate.total for estimate in estimates)
+    together = f"; {_duration(total / jobs)} with {jobs} at a time" if jobs > 1 else ""
     console.print(
-        f"About {_duration(total)}, one run after the other; {_duration(total / cores)} on {cores} cores. "
-        "From a few timed steps, without loading and augmentation; busy cores take longer."
+        f"About {_duration(total)}, one run after the other{together}. "
+        "From a few timed steps, without loading and augmentation; a busy machine takes longer."
     )
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from equiscale._files import atomic_path
 from equiscale.errors import RecordError
-from equiscale.experiments.spec import Augmentation, Overrides, Protocol, Treatment
+from equiscale.experiments.spec import Augmentation, Overrides, Protocol, Treatment, problems
 
 SCHEMA_VERSION: Literal[1] = 1
 _ID_DIGITS = 8
@@ -218,8 +218,9 @@ def read_record(path: Path) -> RunRecord:
             raise RecordError(f"expected a record of at most {_MAX_RECORD_BYTES} bytes, got a larger {path}")
         return RunRecord.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
+        found = problems(error, "record") if isinstance(error, ValidationError) else error
         raise RecordError(
-            f"expected a valid run record in {path}, got: {error}; delete it to run again"
+            f"expected a valid run record in {path}, got: {found}; delete it to run again"
         ) from error
 
 

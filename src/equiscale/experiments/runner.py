@@ -1,6 +1,7 @@
 """A sweep: several runs at a time, each in a process of its own."""
 
 import multiprocessing
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,16 +13,16 @@ from typing import Literal
 import torch
 
 from equiscale._machine import available_cores
-from equiscale.data import dataset_info, load
-from equiscale.errors import SettingError
+from equiscale.data import check_available, load
+from equiscale.data.image_folder import PREFIX as FOLDER_PREFIX
+from equiscale.errors import RecordError, SettingError
 from equiscale.experiments.execute import (
     RunOptions,
     check_networks,
     checkpoint_path,
-    evaluation_splits,
     execute_run,
 )
-from equiscale.experiments.records import RunSettings, read_record, record_path
+from equiscale.experiments.records import RunRecord, RunSettings, read_record, record_path
 from equiscale.train import EpochResult
 
 
@@ -56,17 +57,26 @@ def prepare_options(
         DataError: If the data of a run are missing or damaged.
         OSError: If the results folder cannot be written.
     """
-    if jobs < 0:
-        raise SettingError(f"expected 0 jobs (automatic) or more, got {jobs}")
-    chosen = _check_device(device)
+    chosen = check_device(device)
+    side_by_side = choose_jobs(jobs, device=chosen, runs=len(runs))
     check_networks({run.treatment: run for run in runs}.values(), data_root=data_root)
     for dataset, realisation in dict.fromkeys((run.dataset, run.realisation) for run in runs):
-        _, test = evaluation_splits(dataset_info(dataset, root=data_root))
-        load(dataset, split=test, realisation=realisation, root=data_root)
+        check_available(dataset, realisation=realisation, root=data_root)
     _check_writable(folder)
-    cores = available_cores()
-    automatic = 1 if chosen.startswith("cuda") else min(cores, len(runs))
-    return RunOptions(folder, data_root, chosen, threads=cores, resume=resume), jobs or automatic
+    options = RunOptions(folder, data_root, chosen, threads=available_cores(), resume=resume)
+    return options, side_by_side
+
+
+def choose_jobs(jobs: int, *, device: str, runs: int) -> int:
+    """How many runs go side by side: as many as asked for, or with 0 one a core, and on a GPU one.
+
+    Raises:
+        SettingError: For a negative number.
+    """
+    if jobs < 0:
+        raise SettingError(f"expected 0 jobs (automatic) or more, got {jobs}")
+    automatic = 1 if device.startswith("cuda") else available_cores()
+    return max(1, min(jobs or automatic, runs))
 
 
 def _check_writable(folder: Path) -> None:
@@ -75,14 +85,23 @@ def _check_writable(folder: Path) -> None:
         pass
 
 
-def _check_device(device: str) -> str:
+def check_device(device: str) -> str:
+    """The device itself: of "auto" the one that is found.
+
+    Raises:
+        SettingError: For an unknown or missing device.
+    """
     found = "cuda" if torch.cuda.is_available() else "cpu"
     chosen = found if device == "auto" else device
-    if chosen != "cpu" and not chosen.startswith("cuda"):
+    if not re.fullmatch(r"cpu|cuda(:(0|[1-9][0-9]*))?", chosen):
         raise SettingError(f"expected a device of auto, cpu, cuda or cuda:N, got {device!r}")
     if chosen.startswith("cuda") and found == "cpu":
         raise SettingError(
             f"expected a CUDA device for {device!r}, got none on this machine; use --device cpu"
+        )
+    if chosen.startswith("cuda:") and int(chosen[5:]) >= torch.cuda.device_count():
+        raise SettingError(
+            f"expected a device of cuda:0 to cuda:{torch.cuda.device_count() - 1}, got {device!r}"
         )
     return chosen
 
@@ -91,10 +110,30 @@ def is_finished(settings: RunSettings, options: RunOptions) -> bool:
     """Whether a valid record of the finished run exists; a failed run is not finished.
 
     Raises:
-        RecordError: If the record is damaged.
+        RecordError: If the record is damaged, or of other images than its folder holds now.
+        DataError: If a folder of images cannot be read.
     """
     path = record_path(options.folder, settings)
-    return path.exists() and read_record(path).status == "finished"
+    if not path.exists():
+        return False
+    record = read_record(path)
+    if record.status != "finished":
+        return False
+    _check_same_images(record, path, options.data_root)
+    return True
+
+
+def _check_same_images(record: RunRecord, path: Path, root: Path | None) -> None:
+    """People change the images in their folders; all other data sets have fixed checksums."""
+    settings = record.settings
+    if not settings.dataset.startswith(FOLDER_PREFIX):
+        return
+    images = load(settings.dataset, split="train", realisation=settings.realisation, root=root)
+    if images.checksum != record.data.checksum:
+        raise RecordError(
+            f"expected a record of the images that are in {settings.dataset} now, got one of other data in "
+            f"{path}; delete it, or give another folder with --results"
+        )
 
 
 def run_sweep(

@@ -78,7 +78,7 @@ class Protocol(_Frozen):
     lr_steps: tuple[PositiveInt, ...]
     lr_gamma: Annotated[float, Field(gt=0)]
     augment_range: tuple[float, float] = (0.5, 2.0)
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     # The defaults are the published MNIST-scale protocol's, and part of the identity of its records.
     optimizer: Literal["adam", "sgd"] = "adam"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -131,11 +131,14 @@ def make_protocol(**settings: Any) -> Protocol:
     try:
         return Protocol.model_validate(settings)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, problem['loc'])) or 'protocol'}: {problem['msg']}"
-            for problem in error.errors()
-        )
-        raise SettingError(f"expected a valid protocol, got {problems}") from error
+        raise SettingError(f"expected a valid protocol, got {problems(error, 'protocol')}") from error
+
+
+def problems(error: ValidationError, whole: str) -> str:
+    """All that a validation found, in one line; what is wrong with no single part stands under ``whole``."""
+    return "; ".join(
+        f"{'.'.join(map(str, problem['loc'])) or whole}: {problem['msg']}" for problem in error.errors()
+    )
 
 
 class Claim(_Frozen):
@@ -303,5 +306,7 @@ def _folder() -> "resources.abc.Traversable":
 def _parse(text: str, origin: str) -> Suite:
     try:
         return Suite.model_validate(tomllib.loads(text))
-    except (tomllib.TOMLDecodeError, ValidationError) as error:
+    except tomllib.TOMLDecodeError as error:
         raise SettingError(f"expected a valid suite in {origin}, got: {error}") from error
+    except ValidationError as error:
+        raise SettingError(f"expected a valid suite in {origin}, got: {problems(error, 'suite')}") from error
