@@ -101,6 +101,65 @@ def test_images_are_turned_upright(orientation: int) -> None:
     assert np.array_equal(decode_image(encoded(stored, exif=exif), 20), decode_image(encoded(image), 20))
 
 
+def exif_with(*tags: tuple[int, int, int, bytes]) -> bytes:
+    """Orientation 6 and other tags, as bytes of number, type, count and value: right ones or not."""
+    entries = [(0x0112, 3, 1, b"\6\0\0\0"), *tags]
+    told = b"".join(struct.pack("<HHI4s", *entry) for entry in entries)
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + told + bytes(36)
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        (0x0128, 1, 1, bytes(4)),
+        (0x0131, 5, 1, bytes(4)),
+        (0x011A, 6, 1, b"\xff" * 4),
+        (0x011A, 2, 1, bytes(4)),
+    ],
+    ids=["struct.error", "AttributeError", "out of range", "TypeError"],
+)
+def test_tags_beside_the_orientation_may_be_damaged(tag: tuple[int, int, int, bytes]) -> None:
+    """Each made Pillow's own turning fail with another error when it wrote the other tags anew."""
+    content = encoded(noise(20, 20), "jpeg", exif=exif_with(tag))
+    with Image.open(io.BytesIO(content)) as opened:
+        expected = np.asarray(opened.transpose(Image.Transpose.ROTATE_270)).transpose(2, 0, 1)
+    assert np.array_equal(decode_image(content, 20), expected)
+
+
+def test_spoilt_bytes_give_an_image_or_one_kind_of_error() -> None:
+    draw = np.random.default_rng(0)
+    exif = exif_with((0x011A, 5, 1, b"\x26\0\0\0"), (0x0131, 2, 1, bytes(4)))
+    wholes = [encoded(noise(8, 8), kind, exif=exif) for kind in ("jpeg", "png", "webp")]
+    refused = 0
+    for number in range(600):
+        content = np.frombuffer(wholes[number % 3], np.uint8).copy()
+        places = draw.integers(0, min(120, len(content)), 3)
+        content[places] = draw.integers(0, 256, 3)
+        try:
+            assert decode_image(content.tobytes(), 8).shape == (3, 8, 8)
+        except DataError:
+            refused += 1
+    assert 100 < refused < 500
+
+
+@pytest.mark.parametrize(("height", "width"), [(20_000, 1), (1, 20_000)])
+def test_images_so_narrow_that_scaling_makes_them_huge_are_refused(height: int, width: int) -> None:
+    content = encoded(Image.new("L", (width, height), 9))
+    message = rf"so narrow \({width}×{height}\) that it has more than the 89478485 pixels .* side has 96"
+    with pytest.raises(DataError, match=message):
+        decode_image(content, 96)
+    assert decode_image(content, 4).min() == 9
+
+
+def test_too_little_memory_is_a_failure_of_one_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    def resize(*_: object) -> Image.Image:
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "resize", resize)
+    failures = decode_all([lambda: encoded(noise(9, 9))], np.zeros((1, 3, 4, 4), np.uint8))
+    assert failures == {0: "larger than the free memory"}
+
+
 def png_of_size(width: int, height: int) -> bytes:
     """A few bytes that announce a huge image."""
 

@@ -190,6 +190,16 @@ def test_refuses_images_of_too_many_pixels_and_damaged_ones(small: SimpleNamespa
     )
 
 
+def test_only_the_ending_of_a_name_may_be_in_capitals(small: SimpleNamespace) -> None:
+    name, content = next(iter(small.zipped.items()))
+    files = {key: value for key, value in small.zipped.items() if key != name}
+    loud = zip_file(small.folder / "a.zip", {**files, name.replace(".webp", ".WEBP"): content})
+    imagenette.prepare(small.root, source=loud)
+    for other in (name.replace("train", "Train"), name.replace("tench", "Tench")):
+        path = zip_file(small.folder / "b.zip", {**files, other: content})
+        refused(small, path, r"got \{'train': 19, 'test': 10\}")
+
+
 def test_refuses_other_numbers_of_images(small: SimpleNamespace) -> None:
     files = dict(list(small.zipped.items())[1:])
     refused(
@@ -209,6 +219,15 @@ def test_refuses_damaged_archives(small: SimpleNamespace) -> None:
     content[200] ^= 1  # in the first member
     path.write_bytes(content)
     refused(small, path, r"expected a whole .zip or .tgz archive in .*spoilt.zip, got: Bad CRC-32")
+    for method, name in ((zipfile.ZIP_LZMA, "lzma.zip"), (zipfile.ZIP_BZIP2, "bzip2.zip")):
+        path = small.folder / name
+        with zipfile.ZipFile(path, "w", method) as archive:
+            for key, packed in small.zipped.items():
+                archive.writestr(key, packed)
+        content = bytearray(path.read_bytes())
+        content[200:260] = bytes(60)  # in the first member
+        path.write_bytes(content)
+        refused(small, path, rf"expected a whole .zip or .tgz archive in .*{name}, got: ")
     flagged = bytearray(zip_file(small.folder / "b.zip", small.zipped).read_bytes())
     for mark, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         start = flagged.find(mark)

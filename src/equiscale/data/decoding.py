@@ -31,6 +31,10 @@ _FORMATS: Final = ("JPEG", "PNG", "WEBP")
 _WHITE: Final = (255, 255, 255, 255)
 _WITH_ALPHA: Final = ("RGBA", "LA", "PA", "La", "RGBa")
 _CHUNK: Final = 64  # images a thread takes at a time
+_TURNS: Final = {
+    2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE",
+    6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90",
+}  # fmt: skip
 
 
 def decode_image(content: bytes, size: int) -> NDArray[np.uint8]:
@@ -41,7 +45,8 @@ def decode_image(content: bytes, size: int) -> NDArray[np.uint8]:
         size: Side of the square, in pixels.
 
     Raises:
-        DataError: If the bytes are no whole image, or one of more pixels than Pillow's limit.
+        DataError: If the bytes are no whole image, or one of more pixels than Pillow's limit, as it is or
+            when its shorter side has ``size`` pixels.
         MissingExtraError: If Pillow is missing.
 
     Example:
@@ -86,28 +91,30 @@ def decode_all(readers: Sequence[Callable[[], bytes]], out: NDArray[np.uint8]) -
 
 def _decode(content: bytes, size: int) -> NDArray[np.uint8]:
     with needs_extra("data"):
-        from PIL import Image, ImageOps, UnidentifiedImageError
+        from PIL import Image, UnidentifiedImageError
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as opened:
-            upright = ImageOps.exif_transpose(opened)
-            square = _middle_square(_over_white(upright), size)
+            square = _middle_square(_over_white(_upright(opened)), size)
+    except DataError:
+        raise
     except UnidentifiedImageError as error:
         raise DataError("no JPEG, PNG or WebP image") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise DataError(f"more than the {Image.MAX_IMAGE_PIXELS} pixels that Pillow allows") from error
-    # Damaged files make Pillow's readers stumble in many ways.
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        EOFError,
-        IndexError,
-        TypeError,
-        KeyError,
-        ArithmeticError,
-    ) as error:
+    except MemoryError as error:
+        raise DataError("larger than the free memory") from error
+    except Exception as error:  # damaged files make Pillow's readers stumble in every way
         raise DataError(f"damaged: {error or type(error).__name__}") from error
     return np.asarray(square).transpose(2, 0, 1)  # (H, W, C) -> (C, H, W)
+
+
+def _upright(image: "Picture") -> "Picture":
+    """Turned as its EXIF orientation says; ``ImageOps`` would write all other tags anew, whole or not."""
+    from PIL import ExifTags, Image
+
+    image.load()
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return image if turn is None else image.transpose(Image.Transpose[turn])
 
 
 def _over_white(image: "Picture") -> "Picture":
@@ -127,6 +134,11 @@ def _middle_square(image: "Picture", size: int) -> "Picture":
     shorter = min(image.size)
     # The shorter side exactly; images of the right size already are not resampled.
     width, height = (max(size, round(side * size / shorter)) for side in image.size)
+    if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
+        raise DataError(
+            f"so narrow ({image.width}×{image.height}) that it has more than the {Image.MAX_IMAGE_PIXELS} "
+            f"pixels that Pillow allows when its shorter side has {size}"
+        )
     resized = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2
     return resized.crop((left, top, left + size, top + size))

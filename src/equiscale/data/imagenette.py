@@ -7,9 +7,10 @@ Source:
     Howard, 2019, "Imagenette", github.com/fastai/imagenette.
 """
 
-import gzip
+import lzma
 import os
 import re
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -58,10 +59,20 @@ CLASSES: Final = {
 }
 
 _SPLITS: Final = {"train": "train", "val": "test"}  # the archives' words and ours
-_MEMBER: Final = re.compile(
-    r"(?:\./)?\w[\w.-]*/(train|val)/(\w+)/([^/\\]+\.(?:jpe?g|webp|png))", re.IGNORECASE
+_MEMBER: Final = re.compile(r"(?:\./)?\w[\w.-]*/(train|val)/(\w+)/([^/\\]+\.(?i:jpe?g|webp|png))")
+# Encrypted members are told by a RuntimeError, unknown methods by a NotImplementedError, which is one too;
+# spoilt bzip2 by an OSError, and spoilt headers by errors of struct or wrong values.
+_DAMAGES: Final = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    OSError,
+    EOFError,
+    ValueError,
+    RuntimeError,
 )
-_DAMAGES: Final = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error)
 _MAX_ARCHIVE_BYTES: Final = 1 << 28
 _MAX_MEMBER_BYTES: Final = 4 << 20
 _MAX_TOTAL_BYTES: Final = 1 << 30  # of all images, packed: ten times what the public archive holds
@@ -188,10 +199,9 @@ def _read_members(archive: Path) -> dict[tuple[str, int, str], bytes]:
             total += size
             _check_size(archive, name, size, total)
             members[key] = read()
-    # zipfile tells encrypted members by a RuntimeError, and unknown methods by a NotImplementedError.
-    except (*_DAMAGES, RuntimeError) as error:
-        if isinstance(error, DataError):
-            raise
+    except DataError:
+        raise
+    except _DAMAGES as error:
         raise DataError(f"expected a whole .zip or .tgz archive in {archive}, got: {error}") from error
     return members
 
