@@ -6,6 +6,10 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
+
+_FOLDERS_OPEN: Final = os.name == "posix"  # elsewhere a folder cannot be opened
+_MANY: Final = 1_000
 
 
 @contextmanager
@@ -13,8 +17,8 @@ def atomic_path(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``target``; rename it to ``target`` on success, remove it on failure.
 
     The body writes a file, or makes a folder, at the yielded path. A reader sees the old target or the
-    complete new one, never a part. A file is flushed to the disk before the rename; a folder replaces an
-    older folder, and its files are not flushed one by one.
+    complete new one, never a part. Everything is flushed to the disk before the rename. A folder replaces an
+    older folder.
 
     Args:
         target: The final path; its folder is made when it is missing.
@@ -43,12 +47,26 @@ def atomic_path(target: Path) -> Iterator[Path]:
 def publish(temporary: Path, target: Path) -> None:
     """Flush the finished ``temporary`` to the disk and rename it to ``target`` in the same folder."""
     if temporary.is_dir():
+        _flush_folder(temporary)
         _remove(target)
     else:
         _flush(temporary, os.O_RDWR)
     os.replace(temporary, target)
-    if os.name == "posix":  # elsewhere a folder cannot be opened
+    if _FOLDERS_OPEN:
         _flush(target.parent, os.O_RDONLY)
+
+
+def _flush_folder(folder: Path) -> None:
+    inside = list(folder.rglob("*"))
+    if _FOLDERS_OPEN and len(inside) > _MANY:
+        os.sync()  # tens of thousands of files one by one take minutes
+        return
+    for path in (folder, *inside):
+        if path.is_dir():
+            if _FOLDERS_OPEN:
+                _flush(path, os.O_RDONLY)
+        else:
+            _flush(path, os.O_RDWR)
 
 
 def _flush(path: Path, flags: int) -> None:

@@ -69,6 +69,24 @@ def test_starts_again_where_the_server_does_not_resume(
     assert server.ranges == [(path, header) for header in asked]
 
 
+def test_a_part_that_is_complete_already_is_kept(server: SimpleNamespace, tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    (tmp_path / "file.part").write_bytes(server.content)
+    fetch_file([f"{server.url}/good"], target, checksum=sha256(server.content))
+    assert target.read_bytes() == server.content
+    assert server.ranges == []
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_part_that_becomes_complete_by_a_broken_transfer_is_kept(
+    server: SimpleNamespace, tmp_path: Path
+) -> None:
+    target = tmp_path / "file"
+    fetch_file([f"{server.url}/longer"], target, checksum=sha256(server.content))
+    assert target.read_bytes() == server.content
+    assert server.ranges == [("/longer", None), ("/longer", "bytes=512000-")]
+
+
 @pytest.mark.parametrize("left", [b"x" * 1000, b"x" * 512_000, b"x" * 600_000])
 def test_wrong_bytes_of_an_earlier_download_do_not_spoil_a_good_mirror(
     left: bytes, server: SimpleNamespace, tmp_path: Path

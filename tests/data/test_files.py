@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,26 @@ def test_a_folder_replaces_an_older_folder(tmp_path: Path) -> None:
             (path / name).write_text(name)
     assert [file.name for file in target.iterdir()] == ["new"]
     assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize(("count", "synced"), [(3, False), (1_001, True)])
+def test_the_files_of_a_folder_are_on_the_disk_before_the_rename(
+    count: int, synced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[object] = []
+    replace = os.replace
+    monkeypatch.setattr(os, "fsync", lambda number: done.append(os.fstat(number).st_ino))
+    monkeypatch.setattr(os, "sync", lambda: done.append("sync"))
+    monkeypatch.setattr(os, "replace", lambda *paths: (done.append("rename"), replace(*paths)))
+    target = tmp_path / "folder"
+    with atomic_path(target) as path:
+        (path / "inner").mkdir(parents=True)
+        for number in range(count):
+            (path / "inner" / str(number)).write_text("text")
+    before = done[: done.index("rename")]
+    written = {path.stat().st_ino for path in (target, *target.rglob("*"))}
+    assert before == ["sync"] if synced else set(before) == written
+    assert done[-1] == tmp_path.stat().st_ino
 
 
 def test_a_body_that_writes_nothing_is_an_error(tmp_path: Path) -> None:

@@ -56,26 +56,31 @@ def fetch_file(
     """
     _check_settings(urls, checksum)
     target = Path(target)
-    if checksum is not None and _has_checksum(target, checksum):
+    if _has_checksum(target, checksum):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
+    if _has_checksum(part, checksum):  # complete, but never renamed
+        publish(part, target)
+        return target
     failures: list[Exception] = []
     for url in urls:
-        transfer = _Transfer(url, part, max_bytes=max_bytes, timeout=timeout, progress=progress)
-        if _fetch_from(transfer, checksum, failures):
+        transfer = _Transfer(
+            url, part, checksum=checksum, max_bytes=max_bytes, timeout=timeout, progress=progress
+        )
+        if _fetch_from(transfer, failures):
             publish(part, target)
             return target
     raise _summary(target, failures)
 
 
-def _fetch_from(transfer: "_Transfer", checksum: str | None, failures: list[Exception]) -> bool:
+def _fetch_from(transfer: "_Transfer", failures: list[Exception]) -> bool:
     """Whether this mirror delivered; what went wrong is added to ``failures``."""
     for _ in range(_ATTEMPTS):
         resumed = transfer.part.exists()
         try:
             transfer.run()
-            _check_part(transfer, checksum)
+            _check_part(transfer)
         except _REFUSALS as error:
             failures.append(error)
             if not (resumed and isinstance(error, ChecksumError)):  # the wrong bytes may be an older mirror's
@@ -87,11 +92,11 @@ def _fetch_from(transfer: "_Transfer", checksum: str | None, failures: list[Exce
     return False
 
 
-def _check_part(transfer: "_Transfer", checksum: str | None) -> None:
-    found = file_checksum(transfer.part, checksum)
-    if found != checksum:
+def _check_part(transfer: "_Transfer") -> None:
+    found = file_checksum(transfer.part, transfer.checksum)
+    if found != transfer.checksum:
         transfer.part.unlink()
-        raise ChecksumError(f"{transfer.url}: expected {checksum}, found {found}")
+        raise ChecksumError(f"{transfer.url}: expected {transfer.checksum}, found {found}")
 
 
 def file_checksum(path: Path, like: str | None) -> str | None:
@@ -132,10 +137,18 @@ class _Transfer:
     """One mirror's bytes on their way to the part file."""
 
     def __init__(
-        self, url: str, part: Path, *, max_bytes: int, timeout: float, progress: Progress | None
+        self,
+        url: str,
+        part: Path,
+        *,
+        checksum: str | None,
+        max_bytes: int,
+        timeout: float,
+        progress: Progress | None,
     ) -> None:
         self.url = url
         self.part = part
+        self.checksum = checksum
         self.max_bytes = max_bytes
         self.timeout = timeout
         self.progress = progress
@@ -154,8 +167,9 @@ class _Transfer:
             error.close()
             if error.code != _RANGE_NOT_SATISFIABLE or not offset:
                 raise DataError(f"{self.url}: HTTP {error.code} {error.reason}") from error
-            self.part.unlink()
-            self.run()
+            if not _has_checksum(self.part, self.checksum):
+                self.part.unlink()
+                self.run()
 
     def _receive(self, response: http.client.HTTPResponse, offset: int) -> None:
         length = response.headers.get("Content-Length")
@@ -190,8 +204,8 @@ class _Transfer:
             )
 
 
-def _has_checksum(path: Path, checksum: str) -> bool:
-    return path.is_file() and file_checksum(path, checksum) == checksum
+def _has_checksum(path: Path, checksum: str | None) -> bool:
+    return checksum is not None and path.is_file() and file_checksum(path, checksum) == checksum
 
 
 def _summary(target: Path, failures: Sequence[Exception]) -> DataError:
