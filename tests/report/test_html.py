@@ -14,7 +14,7 @@ import pytest
 from equiscale.errors import RecordError
 from equiscale.experiments.records import record_path, write_record
 from equiscale.experiments.spec import Suite
-from equiscale.report.html import duration, protocol_text, write_report
+from equiscale.report.html import _provenance, duration, protocol_text, write_report
 
 HOSTILE = "<script>alert(1)</script>|&_%\"'"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -244,16 +244,31 @@ def test_the_page_of_photographs_leaves_out_what_there_is_not(natural_page):
 def test_the_protocol_in_words(natural_suite):
     assert protocol_text(natural_suite.protocol) == (
         "6 epochs of SGD at learning rate 0.01, Nesterov momentum 0.9, times 0.1 after epochs 2 and 4, "
-        "weight decay 0.0005, batches of 128 images"
+        "weight decay 0.0005, batches of 128 images, the last epoch is tested"
     )
     update = {"lr_steps": (3,), "nesterov": False, "epochs": 1, "weight_decay": 0.0}
+    update["select"] = "best-validation"
     assert protocol_text(natural_suite.protocol.model_copy(update=update)) == (
         "1 epoch of SGD at learning rate 0.01, momentum 0.9, times 0.1 after epoch 3, batches of 128 images"
     )
-    update = {"lr_steps": (), "optimizer": "adam"}
-    assert protocol_text(natural_suite.protocol.model_copy(update={**update, "weight_decay": 0.0})) == (
-        "6 epochs of Adam at learning rate 0.01, batches of 128 images"
+    update = {"lr_steps": (), "optimizer": "adam", "weight_decay": 0.0}
+    update |= {"precision": "bfloat16", "accumulate": 4, "ema_decay": 0.99}
+    assert protocol_text(natural_suite.protocol.model_copy(update=update)) == (
+        "6 epochs of Adam at learning rate 0.01, batches of 128 images in 4 parts, in bfloat16, "
+        "weights averaged with decay 0.99, the last epoch is tested"
     )
+
+
+def test_networks_of_one_name_and_several_sizes_are_told_apart(make_record):
+    records = [
+        make_record("cnn", parameters=7, dataset="digits"),
+        make_record("cnn", parameters=7, dataset="letters"),
+        make_record("wrn", parameters=20, dataset="digits"),
+        make_record("wrn", "scale", parameters=20, dataset="digits"),
+        make_record("wrn", parameters=30, dataset="digits", overrides={"width": 2}),
+    ]
+    told = dict(_provenance(records))["parameters"]
+    assert told == ["cnn: 7", "wrn on digits: 20", "wrn width=2 on digits: 30"]
 
 
 def test_durations():

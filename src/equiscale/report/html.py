@@ -10,6 +10,7 @@ import equiscale
 from equiscale._extras import needs_extra
 from equiscale._files import atomic_path
 from equiscale.errors import RecordError
+from equiscale.experiments.plan import format_overrides
 from equiscale.experiments.records import RunRecord, read_records
 from equiscale.experiments.spec import Protocol, Suite
 from equiscale.report import plots, tables, tiles
@@ -189,8 +190,18 @@ def protocol_text(protocol: Protocol) -> str:
         parts.append(f"times {protocol.lr_gamma:g} after {steps}")
     if protocol.weight_decay:
         parts.append(f"weight decay {protocol.weight_decay:g}")
-    parts.append(f"batches of {protocol.batch_size} images")
+    parts.append(f"batches of {protocol.batch_size} images{_in_parts(protocol)}")
+    if protocol.precision != "float32":
+        parts.append(f"in {protocol.precision}")
+    if protocol.ema_decay is not None:
+        parts.append(f"weights averaged with decay {protocol.ema_decay:g}")
+    if protocol.select == "last":
+        parts.append("the last epoch is tested")
     return ", ".join(parts)
+
+
+def _in_parts(protocol: Protocol) -> str:
+    return "" if protocol.accumulate == 1 else f" in {protocol.accumulate} parts"
 
 
 def _provenance(runs: Sequence[RunRecord]) -> Iterator[tuple[str, list[str]]]:
@@ -205,8 +216,20 @@ def _provenance(runs: Sequence[RunRecord]) -> Iterator[tuple[str, list[str]]]:
     yield "versions", _distinct(runs, lambda run: _listed(run.provenance.versions))
     yield "machine", _distinct(runs, lambda run: _listed(run.provenance.machine))
     yield "images", _distinct(runs, _images)
-    networks = {run.settings.model: run.parameters for run in runs}
-    yield "parameters", [f"{model}: {number:,}" for model, number in sorted(networks.items())]
+    yield "parameters", list(_parameters(runs))
+
+
+def _parameters(runs: Sequence[RunRecord]) -> Iterator[str]:
+    """Of every network; one that is of several sizes with its settings and data."""
+    sizes: dict[str, dict[str, int]] = {}
+    for run in runs:
+        where = " ".join([*format_overrides(run.settings.overrides), f"on {run.settings.dataset}"])
+        sizes.setdefault(run.settings.model, {})[where] = run.parameters
+    for model, found in sorted(sizes.items()):
+        if len(set(found.values())) == 1:
+            yield f"{model}: {next(iter(found.values())):,}"
+        else:
+            yield from (f"{model} {where}: {number:,}" for where, number in sorted(found.items()))
 
 
 def _started(run: RunRecord) -> str:

@@ -3,15 +3,19 @@
 from collections.abc import Iterable, Sequence
 
 from equiscale.errors import RecordError
-from equiscale.experiments.records import RunRecord
+from equiscale.experiments.plan import format_overrides
+from equiscale.experiments.records import RunRecord, RunSettings
+from equiscale.experiments.spec import Protocol
 
-_DATASETS = {"mnist-scale": "scale_mnist"}
-_DATA_DIRECTORY = "MNIST_scale/seed_{realisation}/scale_0.3_1.0"
+_MNIST_SCALE = "mnist-scale"
+_PUBLISHED_NAME = "scale_mnist"
+_PUBLISHED_DIRECTORY = "MNIST_scale/seed_{realisation}/scale_0.3_1.0"
 _ACCURACY_DIGITS = 8
 
 Scalar = bool | int | float | str
+Value = Scalar | Sequence[int] | Sequence[str]
 
-# Options of the published script that do not act with Adam; it writes them all the same.
+# Options of the published script that do not act with its Adam; it writes them all the same.
 _WITHOUT_EFFECT: dict[str, Scalar] = {"decay": 1e-4, "momentum": 0.9, "nesterov": False}
 
 
@@ -29,17 +33,15 @@ def results_yaml(records: Iterable[RunRecord]) -> str:
     )
 
 
-def _fields(record: RunRecord, error: float) -> dict[str, Scalar | Sequence[int]]:
+def _fields(record: RunRecord, error: float) -> dict[str, Value]:
     settings, protocol, seconds = record.settings, record.settings.protocol, record.provenance.train_seconds
-    sgd = {name: getattr(protocol, name) for name in ("momentum", "nesterov")}
     return {
-        **({**sgd, "decay": protocol.weight_decay} if protocol.optimizer == "sgd" else _WITHOUT_EFFECT),
+        **_optimizer_options(protocol),
+        **_data_fields(settings),
         "model": settings.model,
         "acc": round(1 - error / 100, _ACCURACY_DIGITS),
         "batch_size": protocol.batch_size,
         "cuda": record.provenance.machine.get("device", "cpu").startswith("cuda"),
-        "data_dir": _DATA_DIRECTORY.format(realisation=settings.realisation),
-        "dataset": _DATASETS.get(settings.dataset, settings.dataset),
         "elapsed_time": round(seconds),
         "epochs": protocol.epochs,
         # The published script takes one number e and draws the factors from e … 1/e.
@@ -55,19 +57,38 @@ def _fields(record: RunRecord, error: float) -> dict[str, Scalar | Sequence[int]
     }
 
 
-def _mapping(fields: dict[str, Scalar | Sequence[int]]) -> str:
+def _optimizer_options(protocol: Protocol) -> dict[str, Scalar]:
+    decay: dict[str, Scalar] = {"decay": protocol.weight_decay}
+    if protocol.optimizer == "sgd":
+        return decay | {"momentum": protocol.momentum, "nesterov": protocol.nesterov}
+    return _WITHOUT_EFFECT | (decay if protocol.weight_decay else {})
+
+
+def _data_fields(settings: RunSettings) -> dict[str, Value]:
+    """The data as the published script names them, and the network's own settings where there are any."""
+    published = settings.dataset == _MNIST_SCALE
+    directory = _PUBLISHED_DIRECTORY.format(realisation=settings.realisation)
+    overrides = format_overrides(settings.overrides)
+    return {
+        "data_dir": directory if published else settings.dataset,
+        "dataset": _PUBLISHED_NAME if published else settings.dataset,
+        **({"overrides": overrides} if overrides else {}),
+    }
+
+
+def _mapping(fields: dict[str, Value]) -> str:
     names = sorted(fields, key=lambda name: (name != "model", name))
     return "{" + ", ".join(f"{name}: {_value(fields[name])}" for name in names) + "}"
 
 
-def _value(value: Scalar | Sequence[int]) -> str:
+def _value(value: Value) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
         return _quoted(value)
     if isinstance(value, float):
         return _number(value)
-    return str(list(value)) if isinstance(value, Sequence) else str(value)
+    return f"[{', '.join(map(_value, value))}]" if isinstance(value, Sequence) else str(value)
 
 
 def _quoted(text: str) -> str:
