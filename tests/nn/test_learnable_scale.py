@@ -11,8 +11,9 @@ from numpy.polynomial import hermite_e
 from torch import Tensor, nn
 
 from equiscale import HermiteBasis, ScaleGrid
-from equiscale.errors import BasisError, SettingError, ShapeError
+from equiscale.errors import BasisError, ScaleGridError, SettingError, ShapeError
 from equiscale.functional import sample_hermite
+from equiscale.models import create_model, list_models
 from equiscale.nn import LearnableLiftConv2d, LearnableScaleConv2d, LearnableScales, LiftConv2d, ScaleConv2d
 from equiscale.testing import BandLimitedImage, equivariance_error
 
@@ -93,6 +94,62 @@ def test_a_single_function_of_order_zero() -> None:
     torch.testing.assert_close(sampled[0, 0], expected / expected.norm())
 
 
+@KINDS
+def test_a_function_too_narrow_for_the_pixels_is_divided_by_a_tenth_of_its_norm_in_the_continuum(
+    family: HermiteBasis,
+) -> None:
+    scales, functions = torch.tensor([0.35, 0.6, 1.0]), family.functions(1.0)
+    sampled = sample_hermite(scales, functions, 9)
+    unit = WholeWindow(family).sample(9, ScaleGrid(scales.tolist()))
+    factors = [min(1.0, sampled_share(q * 0.35, y, x) / 0.1) for q, y, x in functions]
+    assert min(factors) < 0.7
+    assert max(factors) == 1.0
+    torch.testing.assert_close(sampled, torch.tensor(factors).view(-1, 1, 1, 1) * unit, rtol=1e-9, atol=1e-13)
+
+
+def sampled_share(sigma: float, *orders: int) -> float:
+    """The norm on whole pixels over that of the continuum, by sums over coarse and fine positions."""
+    share = 1.0
+    for order in orders:
+        coarse, fine = np.arange(-4.0, 5.0) / sigma, np.arange(-12, 12, 1e-3)
+        sums = [
+            (hermite_e.HermiteE.basis(order)(u) ** 2 * np.exp(-(u**2))).sum() * step
+            for u, step in ((coarse, 1 / sigma), (fine, 1e-3))
+        ]
+        share *= math.sqrt(sums[0] / sums[1])
+    return share
+
+
+WIDE = pytest.mark.parametrize(
+    ("family", "kernel"),
+    [(A, 9), (B, 13), (HermiteBasis(7), 15), (HermiteBasis(7, kind="B", mult=1.5), 13)],
+    ids=["A3", "B3", "A7", "B7"],
+)
+
+
+@WIDE
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_functions_and_derivatives_stay_bounded_as_the_scales_shrink(
+    family: HermiteBasis, kernel: int, dtype: torch.dtype
+) -> None:
+    largest = []
+    for smallest in [10.0 ** (-i / 20) for i in range(-10, 60)] + [1e-5, 1e-10]:
+        scales = LearnableScales(3, min_scale=smallest, scale_range=3.0).to(dtype)
+        sampled = sample_hermite(scales(), family.functions(1.0), kernel)
+        sampled.square().sum().backward()
+        largest.append(float(sampled.detach().abs().max()))
+        assert abs(scales.log_min_scale.grad) < 2e4, smallest
+        assert abs(scales.log_range.grad) < 2e4, smallest
+    assert 0.9 < max(largest) < 5
+
+
+@pytest.mark.parametrize("name", list_models("mnist_learnable_*"))
+def test_the_networks_of_the_registry_start_with_norm_one_on_the_smallest_scale(name: str) -> None:
+    layers = [layer for layer in create_model(name).modules() if isinstance(layer, LearnableScaleConv2d)]
+    norms = layers[0].sample_basis()[:, 0].norm(dim=(1, 2))
+    torch.testing.assert_close(norms, torch.ones_like(norms), rtol=0, atol=1e-12)
+
+
 def test_functions_refuse_wrong_arguments() -> None:
     with pytest.raises(ShapeError, match=r"expected scales \(S,\), got \(2, 1\)"):
         sample_hermite(torch.ones(2, 1), [(1.0, 0, 0)], 3)
@@ -122,6 +179,29 @@ def test_scales_stay_in_order_whatever_the_parameters_are() -> None:
     assert (scales().diff() > 0).all()
     assert scales.grid.min == pytest.approx(math.exp(-3))
     assert scales.grid.max == pytest.approx(math.exp(-2.5))
+
+
+def test_equal_scales_can_part_again() -> None:
+    scales = half_octaves()
+    with torch.no_grad():
+        scales.log_range.zero_()
+    scales()[-1].backward()
+    assert float(scales.log_range.grad) == pytest.approx(1.5)  # ds / db at the largest scale, b ≥ 0
+    with pytest.raises(ScaleGridError, match="expected strictly increasing scales"):
+        scales.grid  # noqa: B018
+    assert repr(scales) == "LearnableScales(3, scales=[1.5, 1.5, 1.5])"
+
+
+@pytest.mark.parametrize(("value", "shown"), [(math.nan, "nan"), (1e3, "inf"), (-1e3, "0.0")])
+def test_a_network_whose_scales_are_lost_can_still_be_printed(value: float, shown: str) -> None:
+    scales = half_octaves()
+    layer = LearnableLiftConv2d(1, 2, kernel_size=9, scales=scales)
+    with torch.no_grad():
+        scales.log_min_scale.fill_(value)
+    assert f"LearnableScales(3, scales=[{shown}, {shown}, {shown}])" in repr(layer)
+    with pytest.raises(ScaleGridError, match="expected finite positive scales, got " + shown):
+        layer.grid  # noqa: B018
+    assert "LearnableScales(3)" in repr(layer.to("meta"))
 
 
 @pytest.mark.parametrize(

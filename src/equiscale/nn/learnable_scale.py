@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from equiscale._typing import BasisTensor, ScaleMap
 from equiscale.basis import MAX_CONDITION, HermiteBasis, diagnose
-from equiscale.errors import BasisError, SettingError
+from equiscale.errors import BasisError, ScaleGridError, SettingError
 from equiscale.functional import ConvGeometry, GeometryOptions, lift_conv2d, sample_hermite, scale_conv2d
 from equiscale.scales import ScaleGrid
 
@@ -37,7 +37,8 @@ class LearnableScales(nn.Module):
         SettingError: For illegal arguments.
 
     Exactness:
-        The scales are positive and in order whatever the parameters are; ρ is reflected at 1.
+        The scales are positive and in order whatever the parameters are. ρ is reflected at 1: the scales
+        are equal at b = 0 alone, where `forward` still has a gradient and `grid` is a ScaleGridError.
 
     Source:
         Basting, Bruintjes, Wiedemer, Kümmerer, Bethge, van Gemert, *Scale Learning in Scale-Equivariant
@@ -65,18 +66,34 @@ class LearnableScales(nn.Module):
         steps = torch.linspace(
             0, 1, self.num_scales, dtype=self.log_range.dtype, device=self.log_range.device
         )
-        return torch.exp(self.log_min_scale + self.log_range.abs() * steps)
+        log_range = torch.where(self.log_range < 0, -self.log_range, self.log_range)  # |b| has no slope at 0
+        return torch.exp(self.log_min_scale + log_range * steps)
 
     @property
     def grid(self) -> ScaleGrid:
-        """The present scales as plain numbers, for measurements and tables."""
-        smallest, log_range = math.exp(self.log_min_scale.item()), abs(self.log_range.item())
-        steps = range(self.num_scales)
-        return ScaleGrid([smallest * math.exp(log_range * i / (self.num_scales - 1)) for i in steps])
+        """The present scales as plain numbers, for measurements and tables.
+
+        Raises:
+            ScaleGridError: If they are no grid: equal, infinite or NaN.
+        """
+        return ScaleGrid(self._values())
+
+    def _values(self) -> list[float]:
+        smallest, log_range = self.log_min_scale.item(), abs(self.log_range.item())
+        steps = torch.arange(self.num_scales, dtype=torch.float64, device="cpu") / (self.num_scales - 1)
+        values: list[float] = torch.exp(
+            smallest + log_range * steps
+        ).tolist()  # where math.exp would overflow
+        return values
 
     def extra_repr(self) -> str:
-        """Number and present values of the scales."""
-        return f"{self.num_scales}, grid={self.grid}"
+        """Number and present values of the scales, whatever they are."""
+        if self.log_range.is_meta:
+            return f"{self.num_scales}"
+        try:
+            return f"{self.num_scales}, grid={self.grid}"
+        except ScaleGridError:
+            return f"{self.num_scales}, scales={[round(value, 4) for value in self._values()]}"
 
 
 class _LearnableConv2d(nn.Module):
@@ -171,8 +188,9 @@ class LearnableLiftConv2d(_LearnableConv2d):
         ShapeError: From the forward pass, for an input that does not fit.
 
     Exactness:
-        As `LiftConv2d` at the present scales, but for the window: all K×K pixels on every scale, since
-        the published window in whole pixels has no derivative. The largest scale is then cut nearer to
+        As `LiftConv2d` at the present scales, but for functions too narrow for the pixels, which go to
+        zero (`equiscale.functional.sample_hermite`), and for the window: all K×K pixels on every scale,
+        since the published window in whole pixels has no derivative. The largest scale is then cut nearer to
         its centre than the others, which costs some equivariance where K is small.
         ``tests/nn/test_learnable_scale.py`` measures both.
 
