@@ -153,10 +153,6 @@ def test_digits_need_no_preparation() -> None:
         (["reproduce", "digits-scale", "--dry-run", "--device", "cuda"], "expected a CUDA device"),
         (["reproduce", "digits-scale", "--dry-run", "--jobs", "-1"], "expected 0 jobs (automatic) or more"),
         (
-            ["reproduce", "mnist-large-scale", "--augment", "none", "--models", "*", "--data", "nothing"],
-            "expected a pattern that matches a data set",
-        ),
-        (
             ["table", "mnist-scale", "--results", "/nowhere"],
             "'equiscale reproduce mnist-scale --results /nowhere'",
         ),
