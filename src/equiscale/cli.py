@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,8 +101,15 @@ def data_prepare(
     from equiscale.experiments.plan import parse_numbers
 
     with _errors_as_messages():
-        info = dataset_info(dataset)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # files that are left out are told below
+            info = dataset_info(dataset, root=root)
         if info.prepare is None:
+            if source is not None or download or realisations is not None or png:
+                raise SettingError(
+                    f"expected no option but --root for {dataset}, which is made when it is loaded, got one; "
+                    "leave it out"
+                )
             typer.echo(f"{dataset} needs no preparation: it is made when it is loaded.")
             return
         numbers = None if realisations is None else parse_numbers(realisations)

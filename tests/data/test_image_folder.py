@@ -1,15 +1,18 @@
 """A folder of one's own: what is read, what is left out, what is refused, and when it is read again."""
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
-from equiscale.data import dataset_info, load
-from equiscale.data.decoding import decode_image
+from equiscale.cli import app
+from equiscale.data import dataset_info, image_folder, load
+from equiscale.data.decoding import decode_all, decode_image
 from equiscale.data.image_folder import FolderSettings, channel_statistics, load_folder, parse_name
 from equiscale.errors import DataError, SettingError
 
@@ -139,14 +142,68 @@ def test_corrupt_images_are_skipped_where_that_is_asked_for(tree: Path) -> None:
     whole = load_folder(tree, split="train", size=16)
     (tree / "train" / "cat" / "1bad.png").write_bytes(b"text")
     name = f"folder:{tree}?size=16&on_corrupt=skip"
-    data = load(name, split="train")
+    told = "files left out because they are no whole image: 1 (train/cat/1bad.png)"
+    with pytest.warns(UserWarning, match=re.escape(f"{name}: {told}")):
+        data = load(name, split="train")
     assert torch.equal(data.images, whole.images)
     assert data.labels.tolist() == whole.labels.tolist()
     assert dataset_info(name).split_sizes == {"train": 9, "test": 6}
+    assert data.info.notes == dataset_info(name).notes == (told,), "the warning comes once, the notes stay"
+    assert whole.info.notes == ()
     for path in (tree / "test").rglob("*.*"):
         path.write_bytes(b"text")
     with pytest.raises(DataError, match=r"whole images in every split of .*, got \{'train': 9, 'test': 0\}"):
         load(name, split="train")
+
+
+def test_a_class_that_skipping_leaves_without_training_images_is_refused(tree: Path) -> None:
+    for path in (tree / "train" / "dog").iterdir():
+        path.write_bytes(b"text")
+    with pytest.raises(DataError, match=r"whole training images of every class in .*, got none of dog; mend"):
+        load(f"folder:{tree}?size=16&on_corrupt=skip", split="test")
+
+
+def test_images_are_decoded_in_batches_that_memory_holds(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = load_folder(tree, split="train", size=16, root=tree / "a")
+    for name in ("cat/1bad.png", "cat/2bad.png", "dog/bad.png"):
+        (tree / "train" / name).write_bytes(b"text")
+    sizes = []
+    monkeypatch.setattr(image_folder, "_BATCH_BYTES", 2 * 3 * 16 * 16 + 5)
+
+    def decode(readers: list[object], out: np.ndarray) -> dict[int, str]:
+        sizes.append(len(out))
+        return decode_all(readers, out)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(image_folder, "decode_all", decode)
+    with pytest.warns(
+        UserWarning, match=r": 3 \(train/cat/1bad.png, train/cat/2bad.png, train/dog/bad.png\)"
+    ):
+        parts = load_folder(tree, split="train", size=16, on_corrupt="skip", root=tree / "b")
+    assert sizes == [2] * 6 + [2] * 3
+    assert parts.checksum == whole.checksum
+    assert torch.equal(parts.images, whole.images)
+    assert torch.equal(parts.labels, whole.labels)
+
+
+def test_the_command_prepares_a_folder_in_the_root(tree: Path, tmp_path: Path) -> None:
+    (tree / "train" / "cat" / "bad.png").write_bytes(b"text")
+    name, root = f"folder:{tree}?size=16&on_corrupt=skip", tmp_path / "root"
+    arguments = ["data", "prepare", name, "--root", str(root)]
+    for _ in range(2):
+        result = CliRunner().invoke(app, arguments)
+        assert result.output == (
+            f"{name}: {{'train': 9, 'test': 6}} images\n"
+            "files left out because they are no whole image: 1 (train/cat/bad.png)\n"
+            f"Prepared {name} in {root}\n"
+        )
+    assert len(list((root / "folders").iterdir())) == 1
+    for option in (["--source", "x"], ["--download"], ["--realisations", "0"], ["--png"]):
+        result = CliRunner().invoke(app, [*arguments, *option])
+        assert (result.exit_code, result.output.count("\n")) == (2, 1)
+        assert result.output.startswith("equiscale: expected neither source, download, realisations nor png")
+        result = CliRunner().invoke(app, ["data", "prepare", "digits-scale", *option])
+        assert (result.exit_code, result.output.count("\n")) == (2, 1)
+        assert result.output.startswith("equiscale: expected no option but --root for digits-scale")
 
 
 def test_folders_that_cannot_be_are_told(tree: Path, tmp_path: Path) -> None:
@@ -172,7 +229,17 @@ def test_folders_that_cannot_be_are_told(tree: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["folder:", "folder:/x?size=big", "folder:/x?sise=3", "folder:?size=3", "folder:/x?size="]
+    "name",
+    [
+        "folder:",
+        "folder:/x?size=big",
+        "folder:/x?sise=3",
+        "folder:?size=3",
+        "folder:/x?size=",
+        "folder:/x?size=²",
+        "folder:/x?size=٣",
+        "folder:/x?size=" + "9" * 5000,
+    ],
 )
 def test_names_that_cannot_be_are_told(name: str) -> None:
     with pytest.raises(SettingError, match=r"expected a name like 'folder:/path' or .*, got 'folder:"):

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from equiscale.data.scale_recipe import Split
-from equiscale.data.store import MANIFEST, arrays_checksum, open_splits, read_manifest, save_splits, unscaled
+from equiscale.data.store import (
+    MANIFEST,
+    arrays_checksum,
+    open_splits,
+    read_manifest,
+    save_splits,
+    unscaled,
+    write_images,
+)
 from equiscale.errors import ChecksumError, DataError
 
 
@@ -41,6 +49,18 @@ def test_arrays_come_back_as_maps_of_their_files(tmp_path: Path) -> None:
     found["train"].images[:] = 0
     assert open_splits(folder, ["train"], mend="")["train"].images.any()
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("counts", [(), (0,), (3, 0, 120)])
+def test_batches_make_the_same_file_as_one_array(counts: tuple[int, ...], tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    batches = [generator.integers(0, 256, (count, 3, 4, 5), np.uint8) for count in counts]
+    whole = np.concatenate([np.empty((0, 3, 4, 5), np.uint8), *batches])
+    found = write_images(tmp_path / "a.npy", iter(batches), (3, 4, 5))
+    np.save(tmp_path / "b.npy", whole)
+    assert np.array_equal(found, whole)
+    assert found.shape == whole.shape
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
 
 
 def test_the_checksum_sees_every_array_and_no_memory_layout() -> None:

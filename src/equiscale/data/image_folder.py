@@ -5,18 +5,22 @@ state of the folder, into a file in the root of prepared data from which they ar
 """
 
 import hashlib
+import math
 import os
+import re
+import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final, Literal, cast, get_args
+from typing import Any, Final, Literal, cast, get_args
 from urllib.parse import parse_qsl
 
 import numpy as np
 from numpy.typing import NDArray
 
-from equiscale.data.dataset import Dataset, DatasetInfo, Realisation, load_split
+from equiscale.data.dataset import Dataset, DatasetInfo, Preparation, Realisation, load_split
 from equiscale.data.decoding import CHANNELS, RECIPE, SUFFIXES, decode_all
 from equiscale.data.root import data_root
 from equiscale.data.scale_recipe import Split
@@ -24,9 +28,11 @@ from equiscale.data.store import (
     SPLIT_ORDER,
     Manifest,
     found_manifest,
+    images_path,
     open_splits,
-    save_splits,
+    save_made,
     unscaled,
+    write_images,
 )
 from equiscale.errors import DataError, SettingError
 
@@ -39,6 +45,7 @@ _MAX_SIZE: Final = 4096
 _MAX_FILE_BYTES: Final = 1 << 28
 _LISTED: Final = 10  # files that a message names
 _STATISTICS_CHUNK: Final = 512
+_BATCH_BYTES: Final = 1 << 28  # of decoded images in memory
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,8 @@ def load_folder(
         path: The folder with ``train/<class>/*``.
         split: ``"train"``, ``"val"`` or ``"test"``.
         size: Side of the square images, in pixels.
-        on_corrupt: ``"refuse"`` files that are no whole image, with their list, or ``"skip"`` them.
+        on_corrupt: ``"refuse"`` files that are no whole image, with their list, or ``"skip"`` them: a warning
+            when they are met first, and ``info.notes`` always, tell how many, and the first names.
         root: The folder of prepared data, where the images of this size are kept; ``None`` as for
             ``equiscale.data.data_root``.
 
@@ -102,7 +110,7 @@ def load_folder(
 
     Raises:
         SettingError: If the split does not exist, or the size or ``on_corrupt`` is no legal one.
-        DataError: If there are no training images, another split has a class of its own, or a file is no
+        DataError: If a class has no training images, another split has a class of its own, or a file is no
             whole image (under ``"refuse"``).
         MissingExtraError: If Pillow is missing.
     """
@@ -125,7 +133,7 @@ def parse_name(name: str) -> FolderSettings:
     found = dict(parse_qsl(options, keep_blank_values=True))
     size = found.pop("size", str(DEFAULT_SIZE))
     on_corrupt = found.pop("on_corrupt", "refuse")
-    if not path or found or not size.isdigit():
+    if not path or found or not re.fullmatch("[0-9]{1,9}", size):
         raise SettingError(
             f"expected a name like 'folder:/path' or 'folder:/path?size=96&on_corrupt=skip', got {name!r}"
         )
@@ -148,7 +156,9 @@ def folder_info(settings: FolderSettings, root: Path | str | None = None) -> Dat
         mean=tuple(notes["mean"]),
         std=tuple(notes["std"]),
         read=partial(_read, folder, manifest),
+        prepare=partial(_prepare, settings),
         class_names=tuple(notes["classes"]),
+        notes=_told_skipped(notes["skipped"]),
     )
 
 
@@ -176,6 +186,18 @@ def _read(folder: Path, manifest: Manifest, _: int, __: Path) -> Realisation:
     return Realisation(splits, manifest.checksum)
 
 
+def _prepare(settings: FolderSettings, asked: Preparation) -> None:
+    if asked.png or asked.download or asked.source is not None or asked.realisations is not None:
+        raise SettingError(
+            f"expected neither source, download, realisations nor png for {settings.name}, which is its own "
+            "source, got one; leave it out"
+        )
+    info = folder_info(settings, asked.root)
+    for line in (f"{info.name}: {dict(info.split_sizes)} images", *info.notes):
+        if asked.progress:
+            asked.progress(line)
+
+
 def _prepared(settings: FolderSettings, root: Path) -> tuple[Path, Manifest]:
     """The finished arrays of this state of the folder, made now where they are missing."""
     classes, files = _list_files(settings.path)
@@ -191,41 +213,78 @@ def _prepared(settings: FolderSettings, root: Path) -> tuple[Path, Manifest]:
 def _make(
     settings: FolderSettings, classes: Sequence[str], files: Sequence[_File], folder: Path, state: str
 ) -> Manifest:
+    def make(temporary: Path) -> tuple[dict[str, Split], dict[str, Any]]:
+        splits, failures = _decode(settings, files, temporary)
+        _check_decoded(settings, classes, splits, failures)
+        mean, std = channel_statistics(splits["train"].images)
+        return splits, {
+            "classes": classes,
+            "mean": mean,
+            "std": std,
+            "sizes": {name: len(split.labels) for name, split in splits.items()},
+            "state": state,
+            "recipe": RECIPE,
+            "skipped": list(failures),
+        }
+
+    manifest = save_made(folder, settings.name, make)
+    for told in _told_skipped(manifest.notes["skipped"]):
+        warnings.warn(f"{settings.name}: {told}", stacklevel=2)
+    return manifest
+
+
+def _decode(
+    settings: FolderSettings, files: Sequence[_File], target: Path
+) -> tuple[dict[str, Split], dict[str, str]]:
+    """The whole images of each split, written to the target; the names of the others, and why."""
+    splits: dict[str, Split] = {}
     failures: dict[str, str] = {}
-    splits = {}
+    shape = (CHANNELS, settings.size, settings.size)
     for name in SPLIT_ORDER:
         chosen = [file for file in files if file.split == name]
         if chosen:
-            splits[name] = _decode_split(settings, chosen, failures)
+            labels: list[int] = []
+            batches = _decode_batches(settings, chosen, labels, failures)
+            images = write_images(images_path(target, name), batches, shape)
+            splits[name] = unscaled(images, np.array(labels, np.int64))
+    return splits, failures
+
+
+def _decode_batches(
+    settings: FolderSettings, files: Sequence[_File], labels: list[int], failures: dict[str, str]
+) -> Iterator[NDArray[np.uint8]]:
+    """Batches of whole images, whose labels are added to ``labels``; of the others to ``failures``."""
+    shape = (CHANNELS, settings.size, settings.size)
+    step = max(1, _BATCH_BYTES // math.prod(shape))
+    for start in range(0, len(files), step):
+        batch = files[start : start + step]
+        images = np.empty((len(batch), *shape), np.uint8)
+        failed = decode_all([partial(_content, file.path) for file in batch], images)
+        for index, why in failed.items():
+            failures[batch[index].path.relative_to(settings.path).as_posix()] = why
+        kept = [index for index in range(len(batch)) if index not in failed]
+        labels += [batch[index].label for index in kept]
+        yield images[kept] if failed else images
+
+
+def _check_decoded(
+    settings: FolderSettings,
+    classes: Sequence[str],
+    splits: Mapping[str, Split],
+    failures: Mapping[str, str],
+) -> None:
     if failures and settings.on_corrupt == "refuse":
         raise DataError(_told_failures(settings, failures))
     sizes = {name: len(split.labels) for name, split in splits.items()}
     if not all(sizes.values()):
         raise DataError(f"expected whole images in every split of {settings.path}, got {sizes}")
-    mean, std = channel_statistics(splits["train"].images)
-    notes = {
-        "classes": classes,
-        "mean": mean,
-        "std": std,
-        "sizes": sizes,
-        "state": state,
-        "recipe": RECIPE,
-        "skipped": list(failures),
-    }
-    return save_splits(folder, settings.name, splits, notes=notes)
-
-
-def _decode_split(settings: FolderSettings, files: Sequence[_File], failures: dict[str, str]) -> Split:
-    """The whole images of a split; the names of the others, and why, are added to ``failures``."""
-    images = np.empty((len(files), CHANNELS, settings.size, settings.size), np.uint8)
-    failed = decode_all([partial(_content, file.path) for file in files], images)
-    for index, why in failed.items():
-        failures[files[index].path.relative_to(settings.path).as_posix()] = why
-    labels = np.array([file.label for file in files], np.int64)
-    if not failed:
-        return unscaled(images, labels)
-    kept = [index for index in range(len(files)) if index not in failed]
-    return unscaled(images[kept], labels[kept])
+    counts = np.bincount(splits["train"].labels, minlength=len(classes))
+    empty = [name for name, count in zip(classes, counts, strict=True) if not count]
+    if empty:
+        raise DataError(
+            f"expected whole training images of every class in {settings.path}, got none of "
+            f"{_first(empty)}; mend them, or remove the class"
+        )
 
 
 def _list_files(path: Path) -> tuple[list[str], list[_File]]:
@@ -243,17 +302,19 @@ def _list_files(path: Path) -> tuple[list[str], list[_File]]:
                 f"{(path / split).resolve()}; put the images themselves there"
             )
     classes = [folder.name for folder in _folders(path / "train", home)]
+    labels = {name: label for label, name in enumerate(classes)}
     files = []
     for split in SPLIT_ORDER:
         for folder in _folders(path / split, home):
-            if folder.name not in classes:
+            if folder.name not in labels:
                 raise DataError(
                     f"expected the classes of {path / 'train'}, {classes}, in {path / split} too, "
                     f"got {folder.name!r}; add it to the training images, or remove it"
                 )
-            label = classes.index(folder.name)
+            label = labels[folder.name]
             files += [_file(file, path, split, label) for file in _images(folder, home)]
-    counts = {name: sum(f.split == "train" and f.label == i for f in files) for i, name in enumerate(classes)}
+    found = Counter(file.label for file in files if file.split == "train")
+    counts = {name: found[label] for name, label in labels.items()}
     if len(classes) < 2 or not all(counts.values()):
         raise DataError(
             f"expected at least two classes with images ({', '.join(SUFFIXES)}) in {path / 'train'}, "
@@ -293,12 +354,22 @@ def _content(path: Path) -> bytes:
 
 def _told_failures(settings: FolderSettings, failures: Mapping[str, str]) -> str:
     told = [f"{name} ({why})" for name, why in failures.items()]
-    more = f" and {len(told) - _LISTED} more" if len(told) > _LISTED else ""
     return (
-        f"expected whole images in {settings.path}, got {len(told)} that are not: "
-        f"{', '.join(told[:_LISTED])}{more}; mend or remove them, or skip them with on_corrupt='skip' "
+        f"expected whole images in {settings.path}, got {len(told)} that are not: {_first(told)}; "
+        "mend or remove them, or skip them with on_corrupt='skip' "
         f"({FolderSettings(settings.path, settings.size, 'skip').name})"
     )
+
+
+def _told_skipped(names: Sequence[str]) -> tuple[str, ...]:
+    if not names:
+        return ()
+    return (f"files left out because they are no whole image: {len(names)} ({_first(names)})",)
+
+
+def _first(told: Sequence[str]) -> str:
+    more = f" and {len(told) - _LISTED} more" if len(told) > _LISTED else ""
+    return f"{', '.join(told[:_LISTED])}{more}"
 
 
 def _checked(settings: FolderSettings) -> FolderSettings:

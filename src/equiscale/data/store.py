@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from equiscale.errors import ChecksumError, DataError
 MANIFEST: Final = "manifest.json"
 FORMAT_VERSION: Final = 1
 SPLIT_ORDER: Final = ("train", "val", "test")
+
+Maker: TypeAlias = Callable[[Path], tuple[Mapping[str, Split], Mapping[str, Any]]]
+"""Writes images into a folder; returns the splits, and notes for the manifest."""
 
 
 @dataclass(frozen=True)
@@ -103,19 +106,63 @@ def save_splits(
     folder: Path, dataset: str, splits: Mapping[str, Split], *, notes: Mapping[str, Any] | None = None
 ) -> Manifest:
     """Write the images and labels of each split as ``.npy`` files, and the manifest; all or nothing."""
-    checksum = arrays_checksum(splits)
+
+    def make(temporary: Path) -> tuple[Mapping[str, Split], Mapping[str, Any]]:
+        for name, split in splits.items():
+            np.save(images_path(temporary, name), split.images, allow_pickle=False)
+        return splits, notes or {}
+
+    return save_made(folder, dataset, make)
+
+
+def save_made(folder: Path, dataset: str, make: Maker) -> Manifest:
+    """Write the labels and the manifest beside images that are written as they are made; all or nothing.
+
+    Args:
+        folder: Where they go.
+        dataset: The data set's name.
+        make: Writes the images of each split to ``images_path`` in the folder that it is given; returns the
+            splits, and what else the manifest should remember.
+    """
+    known: list[str] = []
     try:
         with atomic_path(folder) as temporary:
             temporary.mkdir()
-            for name, split in splits.items():
-                np.save(temporary / f"{name}-images.npy", split.images, allow_pickle=False)
-                np.save(temporary / f"{name}-labels.npy", split.labels, allow_pickle=False)
-            return write_manifest(temporary, dataset, checksum=checksum, notes=notes)
+            manifest = _fill(temporary, dataset, make)
+            known.append(manifest.checksum)
+        return manifest
     except OSError:
         found = found_manifest(folder)
-        if found is None or found.checksum != checksum:
+        if found is None or found.checksum not in known:
             raise
         return found  # another process was quicker
+
+
+def images_path(folder: Path, split: str) -> Path:
+    """The file of a split's images."""
+    return folder / f"{split}-images.npy"
+
+
+def write_images(
+    path: Path, batches: Iterable[NDArray[np.uint8]], shape: tuple[int, ...]
+) -> NDArray[np.uint8]:
+    """Write batches of images as one ``.npy`` file, of which memory holds one batch; the file, mapped.
+
+    Args:
+        path: The file.
+        batches: Arrays ``(n, *shape)``; together they may be of any number.
+        shape: Of one image.
+    """
+    count = 0
+    with path.open("wb") as file:
+        _write_header(file, (0, *shape))
+        for batch in batches:
+            file.write(np.ascontiguousarray(batch).data)
+            count += len(batch)
+        file.seek(0)
+        _write_header(file, (count, *shape))  # as long as before: NumPy leaves room for a longer first axis
+    mapped: NDArray[np.uint8] = np.load(path, mmap_mode="r" if count else None, allow_pickle=False)
+    return mapped
 
 
 def open_splits(folder: Path, names: Iterable[str], *, mend: str) -> dict[str, Split]:
@@ -127,7 +174,7 @@ def open_splits(folder: Path, names: Iterable[str], *, mend: str) -> dict[str, S
     splits = {}
     for name in names:
         try:
-            images = np.load(folder / f"{name}-images.npy", mmap_mode="c", allow_pickle=False)
+            images = np.load(images_path(folder, name), mmap_mode="c", allow_pickle=False)
             labels = np.load(folder / f"{name}-labels.npy", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise DataError(
@@ -158,6 +205,17 @@ def arrays_checksum(splits: Mapping[str, Split]) -> str:
             digest.update(np.ascontiguousarray(splits[name].images).data)
             digest.update(np.ascontiguousarray(splits[name].labels, "<i8").data)
     return digest.hexdigest()
+
+
+def _fill(folder: Path, dataset: str, make: Maker) -> Manifest:
+    splits, notes = make(folder)
+    for name, split in splits.items():
+        np.save(folder / f"{name}-labels.npy", split.labels, allow_pickle=False)
+    return write_manifest(folder, dataset, checksum=arrays_checksum(splits), notes=notes)
+
+
+def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
 
 def _parse(stored: dict[str, Any]) -> Manifest:
