@@ -24,7 +24,7 @@ def test_every_registered_name_is_listed() -> None:
         "method": [method.name for method in METHODS],
         "basis": list_bases(),
         "model": list_models(),
-        "data": list_datasets(),
+        "data": [*list_datasets(), "image-folder:PATH"],
         "suite": list_suites(),
     }
     assert min(map(len, names.values())) >= 6
@@ -43,7 +43,11 @@ def test_every_public_layer_belongs_to_a_method() -> None:
 
 def test_everything_published_has_a_year_and_a_source() -> None:
     ours = {entry.name for entry in catalogue() if entry.citation is None}
-    assert ours == {"digits-scale", "imagenette96"}  # the suites; the data sets of these names have sources
+    assert ours == {
+        "digits-scale",
+        "imagenette96",
+        "image-folder:PATH",
+    }  # the suites; the data sets of these names have sources
     assert all(1990 < entry.year <= 2026 for entry in catalogue() if entry.citation)
 
 

@@ -8,6 +8,7 @@ from rich.table import Table
 from equiscale.basis.registry import basis_entry, list_bases
 from equiscale.citations import Citation
 from equiscale.data import dataset_info, list_datasets
+from equiscale.data.image_folder import PREFIX
 from equiscale.errors import SettingError
 from equiscale.experiments.spec import list_suites, load_suite
 from equiscale.models import list_models, model_entry
@@ -134,6 +135,7 @@ def _datasets() -> Iterator[Entry]:
     for name in list_datasets():
         info = dataset_info(name)
         yield Entry("data", name, info.title, info.citation)
+    yield Entry("data", f"{PREFIX}PATH", "your own images, in PATH/train/<class>/", None)
 
 
 def _suites() -> Iterator[Entry]:

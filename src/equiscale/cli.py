@@ -124,7 +124,10 @@ def data_prepare(
 @data_app.command("preview")
 def data_preview(
     dataset: Annotated[
-        str, typer.Argument(metavar="DATASET", help="For example stl10, or folder:PATH for your own images.")
+        str,
+        typer.Argument(
+            metavar="DATASET", help="For example stl10, or image-folder:PATH for your own images."
+        ),
     ],
     root: Root = None,
     output: Annotated[
@@ -201,7 +204,7 @@ def reproduce(
 @app.command()
 def train(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A network's name; see 'equiscale list'.")],
-    data: Annotated[str, typer.Option(help="A data set's name, or folder:PATH for your own images.")],
+    data: Annotated[str, typer.Option(help="A data set's name, or image-folder:PATH for your own images.")],
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 10,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 64,
     lr: Annotated[

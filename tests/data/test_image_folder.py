@@ -52,7 +52,7 @@ def test_images_labels_and_classes_in_the_order_of_their_names(tree: Path) -> No
 
 
 def test_it_is_a_data_set_by_name(tree: Path, tmp_path: Path) -> None:
-    name, root = f"folder:{tree}?size=16", tmp_path / "root"
+    name, root = f"image-folder:{tree}?size=16", tmp_path / "root"
     info = dataset_info(name, root=root)
     assert (info.name, info.num_classes, info.image_shape) == (name, 3, (3, 16, 16))
     assert info.split_sizes == {"train": 9, "test": 6}
@@ -65,14 +65,14 @@ def test_it_is_a_data_set_by_name(tree: Path, tmp_path: Path) -> None:
     values = train.images.double() / 255
     assert data.mean == pytest.approx(values.mean((0, 2, 3)).tolist(), abs=1e-4)
     assert data.std == pytest.approx(values.std((0, 2, 3), correction=0).tolist(), abs=1e-4)
-    assert load(f"folder:{tree}", split="train", root=root).images.shape == (9, 3, 96, 96)
+    assert load(f"image-folder:{tree}", split="train", root=root).images.shape == (9, 3, 96, 96)
     with pytest.raises(SettingError, match=r"of \['train', 'test'\], got 'val'; it has no validation images"):
         load(name, split="val", root=root)
 
 
 def test_a_validation_split_where_there_is_one(tree: Path) -> None:
     add(tree / "val" / "dog" / "a.png", 77)
-    assert dataset_info(f"folder:{tree}").split_sizes == {"train": 9, "val": 1, "test": 6}
+    assert dataset_info(f"image-folder:{tree}").split_sizes == {"train": 9, "val": 1, "test": 6}
     assert load_folder(tree, split="val").labels.tolist() == [2]
 
 
@@ -125,7 +125,7 @@ def test_corrupt_images_are_listed_and_refused(tree: Path) -> None:
         rf"expected whole images in {tree}, got 2 that are not: "
         r"train/cat/bad.png \(no JPEG, PNG or WebP image\), "
         r"test/dog/cut.jpg \(damaged: .*\); mend or remove them, or skip them with on_corrupt='skip' "
-        rf"\(folder:{tree}\?on_corrupt=skip\)"
+        rf"\(image-folder:{tree}\?on_corrupt=skip\)"
     )
     with pytest.raises(DataError, match=message):
         load_folder(tree, split="train")
@@ -141,7 +141,7 @@ def test_many_corrupt_images_are_counted(tree: Path) -> None:
 def test_corrupt_images_are_skipped_where_that_is_asked_for(tree: Path) -> None:
     whole = load_folder(tree, split="train", size=16)
     (tree / "train" / "cat" / "1bad.png").write_bytes(b"text")
-    name = f"folder:{tree}?size=16&on_corrupt=skip"
+    name = f"image-folder:{tree}?size=16&on_corrupt=skip"
     told = "files left out because they are no whole image: 1 (train/cat/1bad.png)"
     with pytest.warns(UserWarning, match=re.escape(f"{name}: {told}")):
         data = load(name, split="train")
@@ -160,7 +160,7 @@ def test_a_class_that_skipping_leaves_without_training_images_is_refused(tree: P
     for path in (tree / "train" / "dog").iterdir():
         path.write_bytes(b"text")
     with pytest.raises(DataError, match=r"whole training images of every class in .*, got none of dog; mend"):
-        load(f"folder:{tree}?size=16&on_corrupt=skip", split="test")
+        load(f"image-folder:{tree}?size=16&on_corrupt=skip", split="test")
 
 
 def test_images_are_decoded_in_batches_that_memory_holds(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +187,7 @@ def test_images_are_decoded_in_batches_that_memory_holds(tree: Path, monkeypatch
 
 def test_the_command_prepares_a_folder_in_the_root(tree: Path, tmp_path: Path) -> None:
     (tree / "train" / "cat" / "bad.png").write_bytes(b"text")
-    name, root = f"folder:{tree}?size=16&on_corrupt=skip", tmp_path / "root"
+    name, root = f"image-folder:{tree}?size=16&on_corrupt=skip", tmp_path / "root"
     arguments = ["data", "prepare", name, "--root", str(root)]
     for _ in range(2):
         result = CliRunner().invoke(app, arguments)
@@ -231,34 +231,36 @@ def test_folders_that_cannot_be_are_told(tree: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "folder:",
-        "folder:/x?size=big",
-        "folder:/x?sise=3",
-        "folder:?size=3",
-        "folder:/x?size=",
-        "folder:/x?size=²",
-        "folder:/x?size=٣",
-        "folder:/x?size=" + "9" * 5000,
+        "image-folder:",
+        "image-folder:/x?size=big",
+        "image-folder:/x?sise=3",
+        "image-folder:?size=3",
+        "image-folder:/x?size=",
+        "image-folder:/x?size=²",
+        "image-folder:/x?size=٣",
+        "image-folder:/x?size=" + "9" * 5000,
     ],
 )
 def test_names_that_cannot_be_are_told(name: str) -> None:
-    with pytest.raises(SettingError, match=r"expected a name like 'folder:/path' or .*, got 'folder:"):
+    with pytest.raises(
+        SettingError, match=r"expected a name like 'image-folder:/path' or .*, got 'image-folder:"
+    ):
         load(name, split="train")
 
 
 def test_settings_that_cannot_be_are_told(tree: Path) -> None:
     with pytest.raises(SettingError, match=r"expected on_corrupt of \('refuse', 'skip'\), got 'keep'"):
-        load(f"folder:{tree}?on_corrupt=keep", split="train")
+        load(f"image-folder:{tree}?on_corrupt=keep", split="train")
     with pytest.raises(SettingError, match=r"expected a size of 1 to 4096 pixels, got 0"):
         load_folder(tree, split="train", size=0)
-    with pytest.raises(SettingError, match=r"split of folder:.* of \['train', 'test'\], got 'dev'"):
+    with pytest.raises(SettingError, match=r"split of image-folder:.* of \['train', 'test'\], got 'dev'"):
         load_folder(tree, split="dev", size=16)
 
 
 def test_names_and_settings_tell_the_same() -> None:
     for settings in (FolderSettings(Path("/a b")), FolderSettings(Path("/x"), 32, "skip")):
         assert parse_name(settings.name) == settings
-    assert parse_name("folder:here").path == Path("here").absolute()
+    assert parse_name("image-folder:here").path == Path("here").absolute()
 
 
 def test_statistics_of_many_chunks() -> None:

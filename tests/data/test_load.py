@@ -76,7 +76,7 @@ def test_the_registry_describes_every_data_set() -> None:
 def test_refuses_what_does_not_exist_and_lists_what_does() -> None:
     with pytest.raises(
         SettingError,
-        match=r"data set of \['digits-scale', .*'mnist-scale', .*\] or 'folder:PATH', got 'mnist'",
+        match=r"data set of \['digits-scale', .*'mnist-scale', .*\] or 'image-folder:PATH', got 'mnist'",
     ):
         load("mnist", split="train")
     with pytest.raises(SettingError, match=r"split of digits-scale of \['train', 'val', 'test'\], got 'dev'"):
@@ -113,7 +113,9 @@ def test_what_is_there_is_known_without_making_images(
         check_available(name, realisation=6, root=tmp_path)
 
 
-@pytest.mark.parametrize("name", ["digits-scale", "mnist-scale", "stl10", "imagenette96", "folder:nowhere"])
+@pytest.mark.parametrize(
+    "name", ["digits-scale", "mnist-scale", "stl10", "imagenette96", "image-folder:nowhere"]
+)
 def test_what_is_not_there_is_told_as_by_loading(name: str, tmp_path: Path) -> None:
     told = []
     for ask in (check_available, lambda *a, **options: load(*a, split="test", **options)):

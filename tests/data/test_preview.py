@@ -96,7 +96,7 @@ def test_every_kind_of_data_set_can_be_shown(
         Image.new("RGB", (40, 50), "teal").save(tmp_path / "pets" / "train" / name / "a.png")
     for name, file in {
         "stl10-folds": "stl10-folds-preview.png",
-        f"folder:{tmp_path / 'pets'}?size=64": "pets-preview.png",
+        f"image-folder:{tmp_path / 'pets'}?size=64": "pets-preview.png",
         "digits-scale": "digits-scale-preview.png",
     }.items():
         assert invoke(name, "--root", root, "--images", 2) == (0, f"Wrote {file}\n")

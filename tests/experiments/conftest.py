@@ -44,4 +44,4 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> str:
                 pixels = random.randint(0, 128, (16, 16, 3)).astype(np.uint8)
                 pixels[..., 2 - label] += 100
                 Image.fromarray(pixels).save(folder / split / name / f"{number}.png")
-    return f"folder:{folder}?size=16"
+    return f"image-folder:{folder}?size=16"

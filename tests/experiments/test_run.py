@@ -140,19 +140,19 @@ def test_changed_images_do_not_get_the_record_of_the_old_ones(
         result = CliRunner().invoke(app, ["train", "wrn_10_2", "--data", name, *options, *more])
         return result.exit_code, " ".join(result.output.split())
 
-    assert train("folder:mine?size=16")[0] == 0
-    code, output = train(f"folder:{tmp_path}/mine?size=16&on_corrupt=refuse")
+    assert train("image-folder:mine?size=16")[0] == 0
+    code, output = train(f"image-folder:{tmp_path}/mine?size=16&on_corrupt=refuse")
     assert (code, "has a record already" in output) == (0, True), "one folder has one name"
     (path,) = (tmp_path / "runs/train").glob("*.json")
-    assert read_record(path).settings.dataset == f"folder:{tmp_path}/mine?size=16"
+    assert read_record(path).settings.dataset == f"image-folder:{tmp_path}/mine?size=16"
 
     picture(tmp_path / "mine/train/a/new.png", 9)
     picture(tmp_path / "mine/train/b/new.png", 10)
-    code, output = train("folder:mine?size=16")
+    code, output = train("image-folder:mine?size=16")
     assert code == 2, output
-    assert output.startswith("equiscale: expected a record of the images that are in folder:/")
+    assert output.startswith("equiscale: expected a record of the images that are in image-folder:/")
     assert "delete it, or give another folder with --results" in output
-    assert train("folder:mine?size=16", "--results", "other", "--batch-size", "4")[0] == 0
+    assert train("image-folder:mine?size=16", "--results", "other", "--batch-size", "4")[0] == 0
 
 
 def picture(path: Path, seed: int) -> None:
@@ -311,7 +311,7 @@ def test_data_without_anything_to_test_on() -> None:
 
 def test_networks_that_do_not_fit_the_images_are_refused(photographs: str, tmp_path: Path) -> None:
     run = settings(photographs, "mnist_cnn_28", overrides=())
-    message = r"expected a network for \(3, 16, 16\) images of folder:.*, got 'mnist_cnn_28': .*28, 28"
+    message = r"expected a network for \(3, 16, 16\) images of image-folder:.*, got 'mnist_cnn_28': .*28, 28"
     with pytest.raises(SettingError, match=message):
         check_networks([run], data_root=tmp_path)
     with pytest.raises(SettingError, match=message):
@@ -329,7 +329,9 @@ def test_unknown_overrides_are_refused_with_what_exists(photographs: str, tmp_pa
 @pytest.mark.parametrize("name", ["num_classes", "in_channels", "pretrained"])
 def test_what_the_data_decide_cannot_be_overridden(name: str, photographs: str, tmp_path: Path) -> None:
     run = settings(photographs, overrides=((name, 3),))
-    with pytest.raises(SettingError, match=f"got {name}, which the data of folder:.* decide; leave them out"):
+    with pytest.raises(
+        SettingError, match=f"got {name}, which the data of image-folder:.* decide; leave them out"
+    ):
         check_networks([run], data_root=tmp_path)
 
 
@@ -353,7 +355,7 @@ def test_the_best_validation_epoch_needs_validation_images(photographs: str, tmp
         ),
         (["mnist_cnn_28", "--data", "digits"], "expected a data set of"),
         (["mnist", "--data", "digits-scale"], "expected a model of"),
-        (["wrn_10_2", "--data", "folder:/nowhere"], "/nowhere"),
+        (["wrn_10_2", "--data", "image-folder:/nowhere"], "/nowhere"),
     ],
 )
 def test_mistakes_on_the_command_line_are_one_line(

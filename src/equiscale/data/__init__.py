@@ -58,7 +58,7 @@ def dataset_info(name: str, *, root: Path | str | None = None) -> DatasetInfo:
     """The description of a data set: citation, licence, sizes and normalisation.
 
     Args:
-        name: A name that ``list_datasets`` gives, or ``"folder:PATH"`` for a folder of images
+        name: A name that ``list_datasets`` gives, or ``"image-folder:PATH"`` for a folder of images
             (``equiscale.data.image_folder``).
         root: The folder of prepared data, which a folder of images needs; ``None`` as for ``data_root``.
 
@@ -73,7 +73,7 @@ def dataset_info(name: str, *, root: Path | str | None = None) -> DatasetInfo:
     if name.startswith(image_folder.PREFIX):
         return image_folder.folder_info(image_folder.parse_name(name), root)
     if name not in _REGISTRY:
-        raise SettingError(f"expected a data set of {list_datasets()} or 'folder:PATH', got {name!r}")
+        raise SettingError(f"expected a data set of {list_datasets()} or 'image-folder:PATH', got {name!r}")
     return _REGISTRY[name]
 
 
@@ -81,7 +81,7 @@ def load(name: str, *, split: str, realisation: int = 0, root: Path | str | None
     """Load one split of one realisation and check it.
 
     Args:
-        name: A name that ``list_datasets`` gives, or ``"folder:PATH"`` for a folder of images.
+        name: A name that ``list_datasets`` gives, or ``"image-folder:PATH"`` for a folder of images.
         split: ``"train"``, ``"val"`` or ``"test"``.
         realisation: The number of the realisation; not the training seed.
         root: The folder of prepared data; ``None`` as for ``data_root``.
@@ -110,7 +110,7 @@ def check_available(name: str, *, realisation: int = 0, root: Path | str | None 
     Images that are made on demand are not made, and prepared ones that lie in mapped files are not read.
 
     Args:
-        name: A name that ``list_datasets`` gives, or ``"folder:PATH"`` for a folder of images.
+        name: A name that ``list_datasets`` gives, or ``"image-folder:PATH"`` for a folder of images.
         realisation: The number of the realisation.
         root: The folder of prepared data; ``None`` as for ``data_root``.
 

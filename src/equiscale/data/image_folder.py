@@ -36,7 +36,7 @@ from equiscale.data.store import (
 )
 from equiscale.errors import DataError, SettingError
 
-PREFIX: Final = "folder:"
+PREFIX: Final = "image-folder:"
 DEFAULT_SIZE: Final = 96
 
 OnCorrupt = Literal["refuse", "skip"]
@@ -68,7 +68,7 @@ class FolderSettings:
 
         Example:
             >>> FolderSettings(Path("/pictures"), 64).name
-            'folder:/pictures?size=64'
+            'image-folder:/pictures?size=64'
         """
         options = [] if self.size == DEFAULT_SIZE else [f"size={self.size}"]
         options += [] if self.on_corrupt == "refuse" else [f"on_corrupt={self.on_corrupt}"]
@@ -120,13 +120,13 @@ def load_folder(
 
 
 def parse_name(name: str) -> FolderSettings:
-    """The settings in a name such as ``folder:/pictures`` or ``folder:/pictures?size=64&on_corrupt=skip``.
+    """The settings in a name such as ``image-folder:/pictures?size=64&on_corrupt=skip``.
 
     Raises:
         SettingError: If an option is none of these.
 
     Example:
-        >>> parse_name("folder:/pictures?size=64")
+        >>> parse_name("image-folder:/pictures?size=64")
         FolderSettings(path=PosixPath('/pictures'), size=64, on_corrupt='refuse')
     """
     path, _, options = name.removeprefix(PREFIX).partition("?")
@@ -135,7 +135,7 @@ def parse_name(name: str) -> FolderSettings:
     on_corrupt = found.pop("on_corrupt", "refuse")
     if not path or found or not re.fullmatch("[0-9]{1,9}", size):
         raise SettingError(
-            f"expected a name like 'folder:/path' or 'folder:/path?size=96&on_corrupt=skip', got {name!r}"
+            f"expected a name like {PREFIX}/path or {PREFIX}/path?size=96&on_corrupt=skip, got {name!r}"
         )
     return _checked(FolderSettings(Path(path), int(size), cast(OnCorrupt, on_corrupt)))
 
