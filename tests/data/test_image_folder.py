@@ -243,7 +243,7 @@ def test_folders_that_cannot_be_are_told(tree: Path, tmp_path: Path) -> None:
 )
 def test_names_that_cannot_be_are_told(name: str) -> None:
     with pytest.raises(
-        SettingError, match=r"expected a name like 'image-folder:/path' or .*, got 'image-folder:"
+        SettingError, match=r"expected a name like image-folder:/path or .*, got 'image-folder:"
     ):
         load(name, split="train")
 

@@ -22,9 +22,9 @@ from equiscale.experiments.execute import (
     execute_run,
     weights_path,
 )
-from equiscale.experiments.plan import ad_hoc_run
+from equiscale.experiments.plan import Selection, ad_hoc_run, plan_runs
 from equiscale.experiments.records import RunSettings, read_record, record_path
-from equiscale.experiments.spec import Augmentation, Treatment, make_protocol
+from equiscale.experiments.spec import Augmentation, Treatment, load_suite, make_protocol
 from equiscale.models import create_model
 from equiscale.train import EpochResult
 
@@ -366,3 +366,19 @@ def test_mistakes_on_the_command_line_are_one_line(
     assert result.exit_code == 2, result.output
     assert result.output.startswith("equiscale: ")
     assert message in result.output
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["mnist_learnable_28", "mnist_sevf_vector_28", "mnist_dss_scalar_28", "mnist_ss_28", "mnist_xu_28"],
+)
+def test_networks_of_every_kind_leave_a_record_and_weights(model: str, tmp_path: Path) -> None:
+    suite = load_suite("digits-scale")
+    settings = plan_runs(suite, Selection(realisations=[0], epochs=1))[0].model_copy(
+        update={"model": model, "overrides": (("channels", (2, 3, 4)), ("hidden", 8))}
+    )
+    record = execute_run(settings, RunOptions(tmp_path))
+    assert record.status == "finished", record.failure
+    assert record.notes == ()
+    network = create_model(model, channels=(2, 3, 4), hidden=8)
+    network.load_state_dict(load_file(weights_path(tmp_path, settings)))

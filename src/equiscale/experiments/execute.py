@@ -323,7 +323,11 @@ class _Run:
         )
 
     def _save_weights(self) -> None:
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.network.state_dict().items()}
+        # Clones, because layers may share a parameter, which safetensors refuses to write.
+        tensors = {
+            name: tensor.detach().cpu().contiguous().clone()
+            for name, tensor in self.network.state_dict().items()
+        }
         with atomic_path(weights_path(self.options.folder, self.settings)) as temporary:
             save_file(tensors, temporary, {"run": self.settings.model_dump_json()})
 
