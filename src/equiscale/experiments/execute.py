@@ -45,6 +45,7 @@ from equiscale.train import (
     evaluate,
     fit,
 )
+from equiscale.train.checkpoint import storable
 from equiscale.train.loop import error_percent
 
 # Images of a batch in evaluation: so many, but of large ones not more than these pixels, as memory allows.
@@ -323,11 +324,7 @@ class _Run:
         )
 
     def _save_weights(self) -> None:
-        # Clones, because layers may share a parameter, which safetensors refuses to write.
-        tensors = {
-            name: tensor.detach().cpu().contiguous().clone()
-            for name, tensor in self.network.state_dict().items()
-        }
+        tensors = {name: storable(tensor) for name, tensor in self.network.state_dict().items()}
         with atomic_path(weights_path(self.options.folder, self.settings)) as temporary:
             save_file(tensors, temporary, {"run": self.settings.model_dump_json()})
 

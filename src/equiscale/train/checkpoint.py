@@ -15,6 +15,11 @@ from equiscale.errors import CheckpointError
 _FORMAT = "equiscale-checkpoint-1"
 
 
+def storable(tensor: Tensor) -> Tensor:
+    """A copy as safetensors takes it: on the CPU, contiguous, and sharing memory with nothing."""
+    return tensor.detach().contiguous().cpu().clone()
+
+
 def save_checkpoint(
     path: Path, groups: dict[str, dict[str, Tensor]], *, identity: str, progress: dict[str, Any]
 ) -> None:
@@ -27,7 +32,7 @@ def save_checkpoint(
         progress: JSON values.
     """
     tensors = {
-        f"{group}/{name}": tensor.detach().contiguous().cpu().clone()
+        f"{group}/{name}": storable(tensor)
         for group, members in groups.items()
         for name, tensor in members.items()
     }
