@@ -65,18 +65,23 @@ def scale_avg_pool2d(x: Tensor, kernel_size: int, *, stride: int | None = None, 
 
 def check_pooling(name: str, x: Tensor, kernel_size: int, stride: int | None, padding: int) -> None:
     """Raise a SettingError for an illegal window, a ShapeError for one that does not fit the pixels."""
-    if kernel_size < 1 or (stride is not None and stride < 1):
-        raise SettingError(
-            f"{name}: expected kernel_size and stride of at least 1, got {kernel_size} and {stride}"
-        )
-    if not 0 <= padding <= kernel_size // 2:
-        raise SettingError(
-            f"{name}: expected a padding of 0 to {kernel_size // 2}, half the kernel, got {padding}"
-        )
+    check_window(kernel_size, stride, padding, f"{name}: ")
     if min(x.shape[-2:]) + 2 * padding < kernel_size:
         raise ShapeError(
             f"{name}: expected a padded input of at least the window's {kernel_size} pixels, got "
             f"{tuple(x.shape[-2:])} with padding {padding}; use a smaller window"
+        )
+
+
+def check_window(kernel_size: int, stride: int | None, padding: int, prefix: str = "") -> None:
+    """Raise a SettingError unless a pooling has legal sizes; the message begins with ``prefix``."""
+    if kernel_size < 1 or (stride is not None and stride < 1):
+        raise SettingError(
+            f"{prefix}expected kernel_size and stride of at least 1, got {kernel_size} and {stride}"
+        )
+    if not 0 <= padding <= kernel_size // 2:
+        raise SettingError(
+            f"{prefix}expected a padding of 0 to {kernel_size // 2}, half the kernel, got {padding}"
         )
 
 

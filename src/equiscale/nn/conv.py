@@ -10,7 +10,7 @@ from equiscale._typing import ScaleMap
 from equiscale.basis import SteerableBasis
 from equiscale.errors import SettingError
 from equiscale.functional import GeometryOptions, pointwise_scale_conv2d, scale_conv2d
-from equiscale.nn.steerable import DEFAULT_BASIS, SteerableConv2d
+from equiscale.nn.steerable import DEFAULT_BASIS, SteerableConv2d, check_channel_pair
 from equiscale.scales import ScaleGrid
 
 
@@ -127,11 +127,7 @@ class PointwiseScaleConv2d(nn.Module):
         super().__init__()
         if stride < 1 or groups < 1:
             raise SettingError(f"expected stride and groups of at least 1, got {stride} and {groups}")
-        if min(in_channels, out_channels) < 1 or in_channels % groups or out_channels % groups:
-            raise SettingError(
-                f"expected positive multiples of groups={groups} as channels, "
-                f"got {in_channels} and {out_channels}"
-            )
+        check_channel_pair(in_channels, out_channels, groups)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.stride, self.groups = stride, groups
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, 1, 1))

@@ -16,6 +16,7 @@ from equiscale.functional.deep_scale_space import (
     scale_space_lift2d,
 )
 from equiscale.functional.geometry import ConvGeometry, GeometryOptions
+from equiscale.nn.steerable import check_channel_pair
 from equiscale.scales import ScaleGrid
 
 ScaleSpaceInit: TypeAlias = Literal["he", "delta"]
@@ -240,7 +241,7 @@ class ScaleSpaceConv2d(nn.Module):
         )
 
     def _check_settings(self) -> None:
-        _check_channels(self.in_channels, self.out_channels, self.geometry.groups)
+        check_channel_pair(self.in_channels, self.out_channels, self.geometry.groups)
         _check_num_scales(self.num_scales)
         check_base(self.base)
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
@@ -252,14 +253,6 @@ class ScaleSpaceConv2d(nn.Module):
                 f"expected a scale_size of 1 to {self.num_scales}, the scales, got {self.scale_size}"
             )
         check_padding(self.geometry, self.kernel_size)
-
-
-def _check_channels(in_channels: int, out_channels: int, groups: int) -> None:
-    if min(in_channels, out_channels) < 1 or in_channels % groups or out_channels % groups:
-        raise SettingError(
-            f"expected positive multiples of groups={groups} as channels, "
-            f"got {in_channels} and {out_channels}"
-        )
 
 
 def _check_num_scales(num_scales: int) -> None:

@@ -11,6 +11,7 @@ from equiscale._typing import BasisTensor, ScaleMap
 from equiscale.basis import MAX_CONDITION, HermiteBasis, diagnose
 from equiscale.errors import BasisError, ScaleGridError, SettingError
 from equiscale.functional import ConvGeometry, GeometryOptions, lift_conv2d, sample_hermite, scale_conv2d
+from equiscale.nn.steerable import FilterWeights, check_channel_pair
 from equiscale.scales import ScaleGrid
 
 _DEFAULT_BASIS = HermiteBasis(3)
@@ -96,10 +97,8 @@ class LearnableScales(nn.Module):
             return f"{self.num_scales}, scales={[round(value, 4) for value in self._values()]}"
 
 
-class _LearnableConv2d(nn.Module):
+class _LearnableConv2d(FilterWeights):
     """What the two convolutions share: weights, scales, and the basis sampled at every call."""
-
-    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -117,30 +116,10 @@ class _LearnableConv2d(nn.Module):
         if not isinstance(basis, HermiteBasis):
             raise SettingError(f"expected a HermiteBasis, the one with a derivative, got {basis!r}")
         self.geometry = ConvGeometry(**geometry)
-        groups = self.geometry.groups
-        if min(in_channels, out_channels) < 1 or in_channels % groups or out_channels % groups:
-            raise SettingError(
-                f"expected positive multiples of groups={groups} as channels, "
-                f"got {in_channels} and {out_channels}"
-            )
+        check_channel_pair(in_channels, out_channels, self.geometry.groups)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.family, self.scales = kernel_size, basis, scales
         _check_independent(basis, self.sample_basis().detach(), scales.grid)
-
-    def _make_parameters(self, weight_shape: tuple[int, ...], bias: bool) -> None:
-        self.weight = nn.Parameter(torch.empty(weight_shape))
-        self.register_parameter("bias", nn.Parameter(torch.empty(self.out_channels)) if bias else None)
-        self.reset_parameters()
-
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Weights from U(−b, b) with b = 1/√fan_in; bias zero; the scales stay.
-
-        Args:
-            generator: Source of randomness; None: torch's default, as in torch.nn.
-        """
-        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5), generator=generator)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
 
     @property
     def grid(self) -> ScaleGrid:

@@ -5,8 +5,8 @@ from typing import ClassVar, Protocol
 from torch import Tensor, nn
 
 from equiscale._typing import ScaleMap
-from equiscale.errors import SettingError
 from equiscale.functional import scale_avg_pool2d, scale_max_pool2d
+from equiscale.functional.pool import check_window
 
 
 class _Pooling(Protocol):
@@ -18,14 +18,7 @@ class _ScalePool2d(nn.Module):
 
     def __init__(self, kernel_size: int, *, stride: int | None = None, padding: int = 0) -> None:
         super().__init__()
-        if kernel_size < 1 or (stride is not None and stride < 1):
-            raise SettingError(
-                f"expected kernel_size and stride of at least 1, got {kernel_size} and {stride}"
-            )
-        if not 0 <= padding <= kernel_size // 2:
-            raise SettingError(
-                f"expected a padding of 0 to {kernel_size // 2}, half the kernel, got {padding}"
-            )
+        check_window(kernel_size, stride, padding)
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
 
     def forward(self, x: Tensor) -> ScaleMap:

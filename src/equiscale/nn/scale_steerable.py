@@ -17,6 +17,7 @@ from equiscale.functional import (
     steer_in_scale,
     support_windows,
 )
+from equiscale.nn.steerable import check_channels
 
 # Published as linspace(0, pi, 9): the last direction is the first one again.
 _ANGLES = tuple(math.pi * i / 8 for i in range(9))
@@ -171,12 +172,7 @@ class ScaleSteeredConv2d(nn.Module):
         self.reset_parameters()
 
     def _check(self) -> None:
-        groups = self.geometry.groups
-        for name, channels in (("in_channels", self.in_channels), ("out_channels", self.out_channels)):
-            if channels < 1 or channels % groups:
-                raise SettingError(
-                    f"expected {name} to be a positive multiple of groups={groups}, got {channels}"
-                )
+        check_channels(self.in_channels, self.out_channels, self.geometry.groups)
         if self.geometry.scale_padding != "zeros":
             raise SettingError(
                 "expected no scale_padding, since an image has no scale axis to pad, "

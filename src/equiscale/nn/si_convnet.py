@@ -11,6 +11,7 @@ from equiscale._typing import Image
 from equiscale.errors import SettingError
 from equiscale.functional import ConvGeometry, GeometryOptions, locally_scale_invariant_conv2d
 from equiscale.functional.si_convnet import Resampling
+from equiscale.nn.steerable import check_channels
 from equiscale.scales import ScaleGrid
 
 
@@ -81,12 +82,7 @@ class LocallyScaleInvariantConv2d(nn.Module):
         self.reset_parameters()
 
     def _check(self) -> None:
-        groups = self.geometry.groups
-        for name, channels in (("in_channels", self.in_channels), ("out_channels", self.out_channels)):
-            if channels < 1 or channels % groups:
-                raise SettingError(
-                    f"expected {name} to be a positive multiple of groups={groups}, got {channels}"
-                )
+        check_channels(self.in_channels, self.out_channels, self.geometry.groups)
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
             raise SettingError(f"expected an odd kernel_size of at least 1, got {self.kernel_size}")
         if self.resampling not in get_args(Resampling):

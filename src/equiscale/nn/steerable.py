@@ -14,7 +14,29 @@ from equiscale.scales import ScaleGrid
 DEFAULT_BASIS = HermiteBasis(3)
 
 
-class SteerableConv2d(nn.Module):
+class FilterWeights(nn.Module):
+    """Learned weights of filters, and a bias an output channel."""
+
+    out_channels: int
+    bias: nn.Parameter | None
+
+    def _make_parameters(self, weight_shape: tuple[int, ...], bias: bool) -> None:
+        self.weight = nn.Parameter(torch.empty(weight_shape))
+        self.register_parameter("bias", nn.Parameter(torch.empty(self.out_channels)) if bias else None)
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Weights from U(−b, b) with b = 1/√fan_in as published; bias zero.
+
+        Args:
+            generator: Source of randomness; None: torch's default, as in torch.nn.
+        """
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5), generator=generator)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class SteerableConv2d(FilterWeights):
     """Base of the convolutions whose filters are combinations of fixed basis functions.
 
     Holds the weights and the sampled basis, and checks both. The basis is a buffer that follows the
@@ -39,7 +61,6 @@ class SteerableConv2d(nn.Module):
     """
 
     basis: Tensor
-    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -55,27 +76,12 @@ class SteerableConv2d(nn.Module):
         if not isinstance(grid, ScaleGrid):
             raise SettingError(f"expected a ScaleGrid, got {grid!r}; write grid=ScaleGrid({grid!r})")
         self.geometry = ConvGeometry(**geometry)
-        _check_channels(in_channels, out_channels, self.geometry.groups)
+        check_channels(in_channels, out_channels, self.geometry.groups)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.grid, self.family = kernel_size, grid, basis
         sampled = sample_checked(basis, kernel_size, grid)
         self.windows = support_windows(sampled)
         self.register_buffer("basis", sampled.to(torch.get_default_dtype()), persistent=False)
-
-    def _make_parameters(self, weight_shape: tuple[int, ...], bias: bool) -> None:
-        self.weight = nn.Parameter(torch.empty(weight_shape))
-        self.register_parameter("bias", nn.Parameter(torch.empty(self.out_channels)) if bias else None)
-        self.reset_parameters()
-
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Weights from U(−b, b) with b = 1/√fan_in as published; bias zero.
-
-        Args:
-            generator: Source of randomness; None: torch's default, as in torch.nn.
-        """
-        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5), generator=generator)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
 
     def extra_repr(self) -> str:
         """Channels, kernel, grid, basis and geometry."""
@@ -102,9 +108,19 @@ def sample_checked(basis: SteerableBasis, kernel_size: int, grid: ScaleGrid) -> 
     return sampled
 
 
-def _check_channels(in_channels: int, out_channels: int, groups: int) -> None:
+def check_channels(in_channels: int, out_channels: int, groups: int) -> None:
+    """Raise a SettingError that names the count of channels that the groups do not divide."""
     for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
         if channels < 1 or channels % groups:
             raise SettingError(
                 f"expected {name} to be a positive multiple of groups={groups}, got {channels}"
             )
+
+
+def check_channel_pair(in_channels: int, out_channels: int, groups: int) -> None:
+    """Raise a SettingError that shows both counts unless the groups divide them."""
+    if min(in_channels, out_channels) < 1 or in_channels % groups or out_channels % groups:
+        raise SettingError(
+            f"expected positive multiples of groups={groups} as channels, "
+            f"got {in_channels} and {out_channels}"
+        )

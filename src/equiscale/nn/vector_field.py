@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from equiscale._typing import Image
 from equiscale.errors import SettingError, ShapeError
 from equiscale.functional.geometry import ConvGeometry
+from equiscale.functional.pool import check_window
 from equiscale.functional.vector_field import (
     Padding,
     ScaleAngles,
@@ -232,14 +233,7 @@ class VectorFieldMaxPool2d(nn.Module):
 
     def __init__(self, kernel_size: int, *, stride: int | None = None, padding: int = 0) -> None:
         super().__init__()
-        if kernel_size < 1 or (stride is not None and stride < 1):
-            raise SettingError(
-                f"expected kernel_size and stride of at least 1, got {kernel_size} and {stride}"
-            )
-        if not 0 <= padding <= kernel_size // 2:
-            raise SettingError(
-                f"expected a padding of 0 to {kernel_size // 2}, half the kernel, got {padding}"
-            )
+        check_window(kernel_size, stride, padding)
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
 
     def forward(self, x: Tensor) -> VectorField:
