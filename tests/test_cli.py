@@ -1,5 +1,6 @@
 """The command line: what it prints, what it refuses, how fast it starts to help."""
 
+import json
 import os
 import re
 import subprocess
@@ -82,6 +83,20 @@ def test_the_automatic_device_is_timed_where_the_runs_would_go(monkeypatch: pyte
     code, output = invoke("reproduce", "digits-scale", "--dry-run")
     assert (code, timed) == (0, ["cuda"])
     assert "at a time" not in output, "one run after the other, however many cores there are"
+
+
+def test_the_table_of_one_schedule_leaves_the_others_out(results: Path) -> None:
+    epochs = {
+        json.loads(path.read_text())["settings"]["protocol"]["epochs"] for path in results.rglob("*.json")
+    }
+    (run,) = epochs
+    shown = [
+        invoke("table", "digits-scale", "--results", results, "--format", "csv", "--epochs", chosen)[1]
+        for chosen in (str(run), f"{run + 1}-{run + 9}")
+    ]
+    every = invoke("table", "digits-scale", "--results", results, "--format", "csv")[1]
+    assert shown[0] == every
+    assert shown[1] != every
 
 
 def test_the_table_in_all_formats(results: Path, tmp_path: Path) -> None:
