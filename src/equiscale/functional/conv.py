@@ -1,14 +1,15 @@
 """The lifting convolution and the scale convolution, as pure functions of tensors."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, pad
+from torch.nn.functional import conv2d
 
-from equiscale._typing import BasisTensor, Image, ScaleMap
+from equiscale._typing import BasisTensor, ScaleMap
 from equiscale.errors import SettingError, ShapeError
-from equiscale.functional.filters import synthesize_filters
+from equiscale.functional.algorithms.convolution import Convolution
+from equiscale.functional.algorithms.planner import maps, stacked
 from equiscale.functional.geometry import ConvGeometry
 
 _DEFAULT = ConvGeometry()
@@ -59,13 +60,8 @@ def lift_conv2d(
         >>> lift_conv2d(x, weight, basis, geometry=ConvGeometry(padding="same")).shape
         torch.Size([2, 4, 2, 8, 8])
     """
-    _check_operands("lift_conv2d", weight, basis, bias, ndim=3)
-    _check_input("lift_conv2d", x, weight, basis, geometry, layout="B C H W")
-    maps = [
-        _correlate(x, _window_filters(weight, basis, scale, window), bias, geometry, basis.shape[-1])
-        for scale, window in enumerate(_windows_in_use("lift_conv2d", windows, basis, x, geometry))
-    ]
-    return torch.stack(maps, dim=2)  # (B, C', S, H', W')
+    operands = Convolution(x, weight, basis, bias, geometry, windows)
+    return stacked(maps(checked("lift_conv2d", operands)))
 
 
 def scale_conv2d(
@@ -113,17 +109,8 @@ def scale_conv2d(
         >>> scale_conv2d(x, weight, basis, geometry=ConvGeometry(padding="same")).shape
         torch.Size([2, 4, 2, 8, 8])
     """
-    _check_operands("scale_conv2d", weight, basis, bias, ndim=4)
-    _check_input("scale_conv2d", x, weight, basis, geometry, layout="B C S H W")
-    scale_size = weight.shape[2]
-    if geometry.scale_padding == "replicate":
-        x = torch.cat([x, x[:, :, -1:].expand(-1, -1, scale_size - 1, -1, -1)], dim=2)
-    maps = []
-    for scale, window in enumerate(_windows_in_use("scale_conv2d", windows, basis, x, geometry)):
-        seen = x[:, :, scale : scale + scale_size]  # fewer than N at the open end: the rest is zero
-        filters = _window_filters(weight[:, :, : seen.shape[2]], basis, scale, window)
-        maps.append(_correlate(seen.flatten(1, 2), filters.flatten(1, 2), bias, geometry, basis.shape[-1]))
-    return torch.stack(maps, dim=2)  # (B, C', S, H', W')
+    operands = Convolution(x, weight, basis, bias, geometry, windows)
+    return stacked(maps(checked("scale_conv2d", operands)))
 
 
 def pointwise_scale_conv2d(
@@ -181,35 +168,22 @@ def checked_windows(name: str, windows: Sequence[int] | None, basis: BasisTensor
     return windows
 
 
-def _window_filters(weight: Tensor, basis: BasisTensor, scale: int, window: int) -> Tensor:
-    """The filters of one scale in their own window: (C', C, [N,] k, k)."""
-    margin = (basis.shape[-1] - window) // 2
-    inner = slice(margin, margin + window)
-    return synthesize_filters(weight, basis[:, scale : scale + 1, inner, inner]).squeeze(-3)
+def checked(name: str, operands: Convolution) -> Convolution:
+    """The operands of the function of this name in one form, or a ShapeError that begins with its name.
 
-
-def _windows_in_use(
-    name: str, windows: Sequence[int] | None, basis: Tensor, x: Tensor, geometry: ConvGeometry
-) -> list[int]:
-    """The checked windows, cut to the part of the filters that ever meets a pixel."""
-    checked = checked_windows(name, windows, basis)
-    if geometry.padding_mode != "zeros":
-        return list(checked)
-    radius = basis.shape[-1] // 2
-    reach = max(x.shape[-2:]) - 1 + geometry.margin(basis.shape[-1]) - radius
-    return [min(window, 2 * reach + 1) for window in checked]
-
-
-def _correlate(
-    x: Tensor, filters: Tensor, bias: Tensor | None, geometry: ConvGeometry, kernel_size: int
-) -> Image:
-    """Correlate with filters in a window of the kernel, padded as the whole kernel would be."""
-    margin = geometry.margin(kernel_size) - (kernel_size - filters.shape[-1]) // 2
-    if margin < 0:
-        x, margin = x[..., -margin:margin, -margin:margin], 0
-    if margin > 0 and geometry.padding_mode != "zeros":
-        x, margin = pad(x, [margin] * 4, mode=geometry.padding_mode), 0
-    return conv2d(x, filters, bias, geometry.stride, margin, groups=geometry.groups)
+    The weights of a lifting convolution get their one slot, and the windows are cut to the part of the
+    filters that ever meets a pixel.
+    """
+    x, weight, basis, geometry = operands.x, operands.weight, operands.basis, operands.geometry
+    lifts = name == "lift_conv2d"
+    _check_operands(name, weight, basis, operands.bias, ndim=3 if lifts else 4)
+    _check_input(name, x, weight, basis, geometry, layout="B C H W" if lifts else "B C S H W")
+    windows = tuple(checked_windows(name, operands.windows, basis))
+    if geometry.padding_mode == "zeros":
+        radius = basis.shape[-1] // 2
+        reach = max(x.shape[-2:]) - 1 + geometry.margin(basis.shape[-1]) - radius
+        windows = tuple(min(window, 2 * reach + 1) for window in windows)
+    return replace(operands, weight=weight[:, :, None] if lifts else weight, windows=windows)
 
 
 def _check_pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, groups: int) -> None:

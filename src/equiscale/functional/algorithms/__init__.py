@@ -1,0 +1,5 @@
+"""The ways to compute a scale convolution, and the planner that picks one."""
+
+from equiscale.functional.algorithms.planner import AlgorithmName, algorithm
+
+__all__ = ["AlgorithmName", "algorithm"]

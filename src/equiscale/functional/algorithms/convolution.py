@@ -1,0 +1,168 @@
+"""One convolution to be computed, whatever the algorithm."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from equiscale._typing import Image
+from equiscale.functional.filters import synthesize_filters
+from equiscale.functional.geometry import ConvGeometry
+
+_T = TypeVar("_T")
+
+
+class FilterCache:
+    """What a layer keeps between forward passes: filters while its weights stay, and its last algorithm.
+
+    Nothing of it is copied, pickled or part of a state dict.
+
+    Example:
+        >>> cache = FilterCache()
+        >>> weight = torch.ones(2)
+        >>> with torch.no_grad():
+        ...     first = cache.get("doubled", weight, lambda: weight * 2)
+        ...     first is cache.get("doubled", weight, lambda: weight * 2)
+        True
+    """
+
+    def __init__(self) -> None:
+        self.algorithm: str | None = None
+        self._source: Tensor | None = None
+        self._kept: dict[Any, Any] = {}
+
+    def get(self, key: Any, weight: Tensor, build: Callable[[], _T]) -> _T:
+        """What was built for these weights, or what is built now."""
+        if not _may_keep(weight):
+            self.clear()
+            return build()
+        # Compared by value: weights are also changed behind autograd's back, through .data.
+        if self._source is None or not torch.equal(self._source, weight):
+            self._source, self._kept = weight.detach().clone(), {}
+        if key not in self._kept:
+            self._kept[key] = build()
+        kept: _T = self._kept[key]
+        return kept
+
+    def clear(self) -> None:
+        """Forget the filters."""
+        self._source, self._kept = None, {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "FilterCache":
+        return FilterCache()
+
+    def __reduce__(self) -> tuple[type["FilterCache"], tuple[()]]:
+        return FilterCache, ()
+
+
+def _may_keep(weight: Tensor) -> bool:
+    """Whether filters may be kept: on the CPU, where comparing the weights costs next to nothing.
+
+    On a GPU the comparison would have to be waited for, and the filters are made in microseconds.
+    """
+    plain = type(weight) in (Tensor, torch.nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(weight)
+    return (
+        plain
+        and weight.device.type == "cpu"
+        and not (torch.is_grad_enabled() and weight.requires_grad)
+        and not torch.compiler.is_compiling()
+    )
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """The operands of a lifting or scale convolution.
+
+    Args:
+        x: The image ``(B, C, H, W)``, or the scale map ``(B, C, S, H, W)``.
+        weight: w, ``(C', C / groups, N, F)``; N = 1 for an image.
+        basis: ψ, ``(F, S, K, K)``.
+        bias: b, ``(C',)`` or None.
+        geometry: Stride, padding and groups.
+        windows: For every scale the side of the filters' window; None: all K.
+        cache: Where filters are kept, or None.
+    """
+
+    x: Tensor
+    weight: Tensor
+    basis: Tensor
+    bias: Tensor | None
+    geometry: ConvGeometry
+    windows: Sequence[int] | None = None
+    cache: FilterCache | None = None
+
+    @property
+    def lifts(self) -> bool:
+        """Whether the input is an image, seen by every scale."""
+        return self.x.ndim == 4
+
+    @property
+    def num_scales(self) -> int:
+        """S."""
+        return self.basis.shape[1]
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """The windows of all scales."""
+        return (self.kernel_size,) * self.num_scales if self.windows is None else tuple(self.windows)
+
+    @property
+    def kernel_size(self) -> int:
+        """K."""
+        return self.basis.shape[-1]
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        """H' and W'."""
+        room = 2 * self.geometry.margin(self.kernel_size) - self.kernel_size
+        height, width = ((side + room) // self.geometry.stride + 1 for side in self.x.shape[-2:])
+        return height, width
+
+    def slots(self, scale: int) -> list[int]:
+        """The scales that the filters of one scale see, fewer than N at the open end of the axis."""
+        seen = range(scale, scale + self.weight.shape[2])
+        if self.geometry.scale_padding == "replicate":
+            return [min(other, self.num_scales - 1) for other in seen]
+        return [other for other in seen if other < self.num_scales]
+
+    def image(self, scale: int) -> Image:
+        """What is seen of one scale: (B, C, H, W)."""
+        return self.x if self.lifts else self.x[:, :, scale]
+
+    def window_basis(self, scale: int, window: int | None = None) -> Tensor:
+        """The functions of one scale in their window: (F, k, k)."""
+        window = self.sides[scale] if window is None else window
+        margin = (self.kernel_size - window) // 2
+        return self.basis[:, scale, margin : margin + window, margin : margin + window]
+
+    def filters(self, scale: int) -> Tensor:
+        """The filters of one scale in their window, the slots behind the channels: (C', C·n, k, k)."""
+        count = len(self.slots(scale))
+
+        def build() -> Tensor:
+            kernels = synthesize_filters(self.weight[:, :, :count], self.window_basis(scale)[:, None])
+            return kernels.squeeze(-3).flatten(1, 2)
+
+        return self.kept(("filters", scale, self.sides[scale]), build)
+
+    def kept(self, key: Any, build: Callable[[], _T]) -> _T:
+        """Build something from the weights alone, or take what the layer has kept of it."""
+        if self.cache is None:
+            return build()
+        return self.cache.get((key, self.weight.dtype, torch.is_inference_mode_enabled()), self.weight, build)
+
+    def margin(self, window: int) -> int:
+        """Pixels around the image that a window of the kernel sees; negative where it sees fewer."""
+        return self.geometry.margin(self.kernel_size) - (self.kernel_size - window) // 2
+
+
+def framed(x: Tensor, margin: int, geometry: ConvGeometry) -> tuple[Tensor, int]:
+    """The image cropped or padded as the geometry says, and the zeros that are still to be added."""
+    if margin < 0:
+        return x[..., -margin:margin, -margin:margin], 0
+    if margin > 0 and geometry.padding_mode != "zeros":
+        return pad(x, [margin] * 4, mode=geometry.padding_mode), 0
+    return x, margin

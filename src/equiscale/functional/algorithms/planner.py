@@ -1,0 +1,80 @@
+"""Which algorithm computes a convolution: a forced one, a measured one, or the cheapest by a model."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Final, Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+from equiscale._typing import Image
+from equiscale.errors import SettingError
+from equiscale.functional.algorithms.convolution import Convolution
+from equiscale.functional.algorithms.cropped import cropped
+from equiscale.functional.algorithms.dense import dense
+from equiscale.functional.algorithms.fourier import fourier
+
+AlgorithmName: TypeAlias = Literal["dense", "cropped", "fourier"]
+
+ALGORITHMS: Final[dict[str, Callable[[Convolution], Iterator[Image]]]] = {
+    "dense": dense,
+    "cropped": cropped,
+    "fourier": fourier,
+}
+
+_forced: ContextVar[AlgorithmName | None] = ContextVar("forced", default=None)
+
+
+@contextmanager
+def algorithm(name: AlgorithmName) -> Iterator[None]:
+    """Compute every lifting and scale convolution inside with one algorithm.
+
+    Args:
+        name: "dense" (the published formulation), "cropped" or "fourier".
+
+    Raises:
+        SettingError: For an unknown algorithm.
+
+    Example:
+        >>> import equiscale
+        >>> with equiscale.algorithm("fourier"):
+        ...     pass
+    """
+    if name not in ALGORITHMS:
+        raise SettingError(f"expected an algorithm of {', '.join(get_args(AlgorithmName))}, got {name!r}")
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def maps(convolution: Convolution) -> Iterator[Image]:
+    """The result of a convolution, one scale after the other, each (B, C', H', W')."""
+    name = _forced.get() or plan(convolution)
+    if convolution.cache is not None:
+        convolution.cache.algorithm = name
+    return ALGORITHMS[name](convolution)
+
+
+def plan(convolution: Convolution) -> AlgorithmName:
+    """The algorithm of least estimated time."""
+    if torch.compiler.is_exporting():
+        return "cropped"  # ordinary convolutions, known everywhere
+    return "fourier" if max(convolution.sides) > 5 and convolution.x.shape[1] > 4 else "cropped"
+
+
+def stacked(images: Iterator[Image]) -> Tensor:
+    """The scale map of its scales' images, in memory as they are: scale by scale."""
+    every = list(images)
+    # Along a new first axis of the memory, so that nothing but whole images is moved.
+    order = _memory_order(every[0])
+    whole = torch.stack([image.permute(order) for image in every])
+    back = [1 + order.index(axis) for axis in range(4)]
+    return whole.permute(back[0], back[1], 0, back[2], back[3])
+
+
+def _memory_order(x: Tensor) -> list[int]:
+    """The axes from the slowest to the fastest in memory."""
+    return sorted(range(x.ndim), key=lambda axis: (-x.stride(axis), axis))
