@@ -210,7 +210,8 @@ def random_cutout(images: Tensor, size: int, *, generator: torch.Generator) -> T
     height, width = images.shape[2:]
     rows = _inside(_draw(height, len(images), generator), size, height)
     columns = _inside(_draw(width, len(images), generator), size, width)
-    hole = rows.to(images.device)[:, None, :, None] & columns.to(images.device)[:, None, None, :]
+    rows, columns = (axis.to(images.device, non_blocking=True) for axis in (rows, columns))
+    hole = rows[:, None, :, None] & columns[:, None, None, :]
     return images.masked_fill(hole, 0)  # (B, 1, H, W) on (B, C, H, W)
 
 
@@ -227,7 +228,7 @@ def _draw_corners(images: Tensor, size: int, pad: int, generator: torch.Generato
 
 
 def _crop(images: Tensor, size: int, pad: int, corners: Tensor) -> Tensor:
-    rows, columns = corners.to(images.device).unbind(1)
+    rows, columns = corners.to(images.device, non_blocking=True).unbind(1)
     # A view of all squares, (B, C, rows, columns, size, size), of which each image keeps one.
     squares = F.pad(images, [pad] * 4).unfold(2, size, 1).unfold(3, size, 1)
     return squares[torch.arange(len(images), device=images.device), :, rows, columns]
@@ -238,7 +239,9 @@ def _draw_mirrored(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _flip(images: Tensor, mirrored: Tensor) -> Tensor:
-    return torch.where(mirrored.to(images.device).view(-1, 1, 1, 1), images.flip(3), images)
+    return torch.where(
+        mirrored.to(images.device, non_blocking=True).view(-1, 1, 1, 1), images.flip(3), images
+    )
 
 
 def _inside(centers: Tensor, size: int, side: int) -> Tensor:

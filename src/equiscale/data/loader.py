@@ -1,4 +1,4 @@
-"""Batches of tensors that stay on their device."""
+"""Batches of tensors that stay on their device, or are moved there a batch at a time."""
 
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
@@ -15,11 +15,13 @@ class TensorBatches:
     """Batches of images and labels, without any work for single images.
 
     Args:
-        images: ``(N, ...)``, on the device where the batches are wanted.
+        images: ``(N, ...)``.
         labels: ``(N,)``, on the same device.
         batch_size: The size of the batches; the last one holds the rest.
         transform: Called with each batch of images and the epoch's generator.
         shuffle: Whether each epoch visits the images in a new order.
+        device: Where the batches are wanted, and transformed; None: where the images lie. To a GPU they
+            travel from page-locked memory, while it computes.
 
     Raises:
         ShapeError: If there are not as many labels as images.
@@ -39,6 +41,7 @@ class TensorBatches:
         batch_size: int,
         transform: Transform | None = None,
         shuffle: bool = False,
+        device: torch.device | None = None,
     ) -> None:
         if len(images) != len(labels):
             raise ShapeError(
@@ -55,6 +58,7 @@ class TensorBatches:
         self.batch_size = batch_size
         self.transform = transform
         self.shuffle = shuffle
+        self.device = images.device if device is None else device
 
     def __len__(self) -> int:
         """The number of batches."""
@@ -81,10 +85,17 @@ class TensorBatches:
         for start in range(0, len(self.images), self.batch_size):
             stop = start + self.batch_size
             chosen = slice(start, stop) if order is None else order[start:stop]
-            images = self.images[chosen]
+            images = self._moved(self.images[chosen])
             if self.transform is not None:
                 images = self.transform(images, generator)
-            yield images, self.labels[chosen]
+            yield images, self._moved(self.labels[chosen])
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        if tensor.device == self.device:
+            return tensor
+        to_gpu = tensor.device.type == "cpu" and self.device.type == "cuda"
+        # Only a copy from page-locked memory goes on while the processor prepares the next batch.
+        return (tensor.pin_memory() if to_gpu else tensor).to(self.device, non_blocking=to_gpu)
 
     def _order(self, generator: torch.Generator | None) -> Tensor | None:
         if not self.shuffle:

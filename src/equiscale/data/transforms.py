@@ -118,7 +118,7 @@ def _of_channels(values: ChannelValues, x: Tensor) -> Tensor | float:
             f"expected images (..., {len(values)}, H, W) for a mean and deviation of {len(values)} channels, "
             f"got shape {tuple(x.shape)}"
         )
-    return torch.tensor(values, dtype=x.dtype, device=x.device).view(-1, 1, 1)
+    return torch.tensor(values, dtype=x.dtype).view(-1, 1, 1).to(x.device, non_blocking=True)
 
 
 def _as_float(images: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from equiscale._machine import available_cores
+from equiscale._machine import available_cores, huge_pages, keep_memory
 from equiscale.data import check_available, load
 from equiscale.data.image_folder import PREFIX as FOLDER_PREFIX
 from equiscale.errors import RecordError, SettingError
@@ -194,7 +194,8 @@ def _start(settings: RunSettings, options: RunOptions) -> tuple[Connection, Spaw
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(settings, options, sender), daemon=True)
-    process.start()
+    with huge_pages():
+        process.start()
     sender.close()
     return receiver, process
 
@@ -224,6 +225,7 @@ def _obituary(exitcode: int | None, settings: RunSettings, options: RunOptions) 
 
 def _work(settings: RunSettings, options: RunOptions, sender: Connection) -> None:
     """The body of a run's process."""
+    keep_memory()
     try:
         record = execute_run(
             settings, options, on_epoch=lambda result: sender.send(RunEvent("epoch", settings, epoch=result))

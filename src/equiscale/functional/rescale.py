@@ -124,16 +124,17 @@ def _factors(x: Tensor, factor: float | Tensor) -> Float[Tensor, "G"]:
         if not 0 < factor < math.inf:
             raise _bad_factor(factor)
         return torch.full((1,), factor, dtype=torch.float64, device=device)
-    factors = torch.as_tensor(factor, dtype=torch.float64, device=device).detach()
+    given = torch.as_tensor(factor).detach()
+    factors = (given.cpu() if given.device.type == "mps" else given).double()
     if factors.ndim and (factors.ndim != 1 or x.ndim < 3 or len(factors) != len(x)):
         raise ShapeError(
             f"expected one factor, or one for each image of a batch (B, ..., H, W), got factors of shape "
             f"{tuple(factors.shape)} for x of shape {tuple(x.shape)}; give a number or a tensor of shape (B,)"
         )
     bad = ~(torch.isfinite(factors) & (factors > 0))
-    if bad.any():
+    if bad.any():  # where the factors are: those drawn on the CPU make no GPU wait
         raise _bad_factor(factors[bad][0].item())
-    return factors.reshape(-1)
+    return factors.reshape(-1).to(device, non_blocking=factors.device.type == "cpu")
 
 
 def _bad_factor(factor: float) -> SettingError:

@@ -1,6 +1,7 @@
 """The settings of a training."""
 
 from bisect import bisect_right
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
@@ -8,6 +9,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
+from equiscale._machine import has_compiler
 from equiscale.errors import SettingError
 
 OptimizerName: TypeAlias = Literal["adam", "sgd"]
@@ -51,14 +53,18 @@ class OptimizerSettings:
 
     def build(self, model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
         """The optimiser of the module's parameters."""
+        parameters = list(model.parameters())
+        # On a GPU one kernel updates all weights; elsewhere torch's own choice.
+        fused = all(parameter.is_cuda for parameter in parameters) or None
         if self.name == "adam":
-            return torch.optim.Adam(model.parameters(), learning_rate, weight_decay=self.weight_decay)
+            return torch.optim.Adam(parameters, learning_rate, weight_decay=self.weight_decay, fused=fused)
         return torch.optim.SGD(
-            model.parameters(),
+            parameters,
             learning_rate,
             momentum=self.momentum,
             nesterov=self.nesterov,
             weight_decay=self.weight_decay,
+            fused=fused,
         )
 
 
@@ -71,6 +77,10 @@ class Numerics:
         channels_last: Whether images and the weights of ordinary convolutions lie in memory with their
             channels last. The numbers are the same but for rounding, and for dropout, which draws in the
             order of the memory.
+        compile: Whether torch.compile translates the forward pass and its gradient: a minute or more at the
+            start, and the same numbers but for rounding, and on a GPU for dropout's draws.
+        cuda_graphs: Whether forward pass and gradient are recorded once as a CUDA graph and replayed, which
+            costs one launch a step instead of hundreds.
 
     Raises:
         SettingError: For an unknown precision.
@@ -78,9 +88,28 @@ class Numerics:
 
     precision: Precision = "float32"
     channels_last: bool = False
+    compile: bool = False
+    cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
         _check_choice("precision", self.precision, get_args(Precision))
+
+    def check(self, device: torch.device) -> None:
+        """Refuse what cannot be had on a device.
+
+        Raises:
+            SettingError: If the forward pass is to be compiled and there is no compiler, or a CUDA graph
+                is wanted elsewhere than on a GPU.
+        """
+        if self.compile and not has_compiler(device.type):
+            needed = "a C++ compiler" if device.type == "cpu" else "a C++ compiler and Triton"
+            raise SettingError(
+                f"expected {needed} for compile = true, got none; install g++, or leave it out"
+            )
+        if self.cuda_graphs and device.type != "cuda":
+            raise SettingError(
+                f"expected a CUDA device for cuda_graphs = true, got {device.type}; leave it out on others"
+            )
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         """The context of a forward pass."""
@@ -88,12 +117,12 @@ class Numerics:
             return nullcontext()
         return torch.autocast(device.type, dtype=torch.bfloat16)
 
-    def logits(self, model: nn.Module, images: Tensor) -> Tensor:
-        """The module's output for images, in single precision at least."""
+    def logits(self, network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """The network's output for images, in single precision at least."""
         if self.channels_last and images.ndim == 4:
             images = images.contiguous(memory_format=torch.channels_last)
         with self.autocast(images.device):
-            logits: Tensor = model(images)
+            logits = network(images)
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
     def prepare(self, model: nn.Module) -> None:

@@ -9,13 +9,13 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from equiscale.errors import CheckpointError, SettingError, TrainingError
 from equiscale.train.average import WeightAverage, weights_of
 from equiscale.train.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from equiscale.train.config import Numerics, Select, TrainConfig
 from equiscale.train.seeding import derive_seed
+from equiscale.train.step import Gradients, forward_of, gradients_of
 
 _PLAIN = Numerics()
 
@@ -139,7 +139,7 @@ def fit(
 
     Raises:
         SettingError: If the best validation epoch is to be kept or a test is due, and there are no
-            batches for it.
+            batches for it, or the numerics cannot be had on the module's device.
         TrainingError: If the loss or a weight is not finite. The epoch's number is in the message,
             and the epoch is not kept.
         CheckpointError: If the checkpoint is damaged, or is one of another network, other settings, or
@@ -150,6 +150,7 @@ def fit(
         resumed or not (``tests/experiments/test_sweep.py`` kills real processes).
     """
     _check_splits(splits, config)
+    config.numerics.check(_device_of(model))
     config.numerics.prepare(model)
     state = TrainState(
         model,
@@ -162,8 +163,9 @@ def fit(
         _resume(state, checkpoint.path, identity)
     for result in state.history:
         _tell(on_epoch, result)
+    gradients = gradients_of(model, config)
     for epoch in range(len(state.history) + 1, config.epochs + 1):
-        result = _run_epoch(state, splits, config, epoch)
+        result = _run_epoch(state, splits, config, gradients, epoch)
         state.record(result)
         if checkpoint is not None:
             _save(state, checkpoint.path, identity)
@@ -188,9 +190,10 @@ def evaluate(model: nn.Module, batches: Batches, *, numerics: Numerics = _PLAIN)
     """
     was_training, device = model.training, _device_of(model)
     model.eval()
+    forward = forward_of(model, numerics)
     predictions, labels, finite = [], [], []
     for images, targets in batches.epoch():
-        logits = numerics.logits(model, images.to(device))
+        logits = forward(images.to(device))
         predictions.append(logits.argmax(1))
         labels.append(targets)
         finite.append(torch.isfinite(logits).all())
@@ -224,7 +227,9 @@ def _device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def _run_epoch(state: TrainState, splits: Splits, config: TrainConfig, epoch: int) -> EpochResult:
+def _run_epoch(
+    state: TrainState, splits: Splits, config: TrainConfig, gradients: Gradients, epoch: int
+) -> EpochResult:
     started = time.monotonic()
     learning_rate = config.learning_rate_at(epoch)
     for group in state.optimizer.param_groups:
@@ -233,7 +238,7 @@ def _run_epoch(state: TrainState, splits: Splits, config: TrainConfig, epoch: in
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(derive_seed(config.seed, "dropout", epoch))
         generator = torch.Generator().manual_seed(derive_seed(config.seed, "batches", epoch))
-        loss, error = _train_pass(state, splits.train, config, generator)
+        loss, error = _train_pass(state, splits.train, gradients, generator)
     _check_finite(loss, state.model, f"in epoch {epoch} at learning rate {learning_rate:g}")
     with weights_of(state.model, state.average.tensors if state.average else None):
         validation_error = _error(state.model, splits.validation, config)
@@ -258,42 +263,23 @@ def _check_finite(loss: float, model: nn.Module, when: str) -> None:
 
 
 def _train_pass(
-    state: TrainState, train: Batches, config: TrainConfig, generator: torch.Generator
+    state: TrainState, train: Batches, gradients: Gradients, generator: torch.Generator
 ) -> tuple[float, float]:
-    """One pass; loss and error stay on the device until its end."""
+    """One pass; loss and error stay on the device until its end, so that it never waits for the processor."""
     state.model.train()
     device = _device_of(state.model)
     total_loss, total_mistakes, seen = torch.zeros((), device=device), torch.zeros((), device=device), 0
     for images, labels in train.epoch(generator):
-        state.optimizer.zero_grad()
-        for part in _parts(images.to(device), labels.to(device), config.accumulate):
-            loss, mistakes = _backward(state.model, part, config.numerics, len(labels))
-            total_loss += loss * len(part[1])
-            total_mistakes += mistakes
+        loss, mistakes = gradients(images.to(device), labels.to(device))
         state.optimizer.step()
         if state.average is not None:
             state.average.update(state.model)
+        total_loss += loss
+        total_mistakes += mistakes
         seen += len(labels)
     if not seen:
         raise TrainingError("expected at least one training batch, got none")
     return float(total_loss) / seen, 100.0 * float(total_mistakes) / seen
-
-
-def _parts(images: Tensor, labels: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """A batch in equal parts; a small last batch in fewer, because batch norm needs two images."""
-    count = max(1, min(count, len(labels) // 2))
-    return zip(images.tensor_split(count), labels.tensor_split(count), strict=True)
-
-
-def _backward(
-    model: nn.Module, part: tuple[Tensor, Tensor], numerics: Numerics, batch_size: int
-) -> tuple[Tensor, Tensor]:
-    """Add a part's share of the gradient of the batch's mean loss; the part's mean loss and mistakes."""
-    images, labels = part
-    logits = numerics.logits(model, images)
-    loss = cross_entropy(logits, labels)
-    (loss * (len(labels) / batch_size)).backward()  # type: ignore[no-untyped-call]
-    return loss.detach(), (logits.detach().argmax(1) != labels).sum()
 
 
 def _identity(model: nn.Module, config: TrainConfig, checkpoint: Checkpoint | None) -> str:
