@@ -1,11 +1,13 @@
 import math
+import weakref
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 from equiscale.errors import SettingError, ShapeError
 from equiscale.functional import scale_projection
-from equiscale.functional.project import largest
+from equiscale.functional.project import fold_max, largest
 from tests.golden import golden_case
 
 COVERS = {"scale_projection"}
@@ -88,3 +90,74 @@ def test_the_maximum_is_the_same_with_and_without_a_gradient() -> None:
     largest(tracked, 2).sum().backward()
     expected = torch.zeros_like(x).scatter_(2, x.max(2, keepdim=True).indices, 1.0)
     assert torch.equal(tracked.grad, expected)
+
+
+# Axes as they lie in memory: contiguous, channels last, and as products in the Fourier domain leave them.
+ORDERS = [(0, 1, 2, 3, 4), (0, 2, 3, 4, 1), (2, 4, 3, 0, 1)]
+
+
+def laid(x: torch.Tensor, order: tuple[int, ...]) -> torch.Tensor:
+    """The same values, with the axes in this order in memory."""
+    return x.permute(order).contiguous().permute([order.index(axis) for axis in range(x.ndim)])
+
+
+def tied(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randint(-1, 2, shape, generator=torch.Generator().manual_seed(5)).to(dtype)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("scales", [1, 2, 5])
+def test_folding_equals_the_maximum_with_its_gradient_where_values_are_equal(order, scales: int) -> None:
+    x = laid(tied(3, 5, scales, 7, 9), order).requires_grad_()
+    y, expected = fold_max(x.unbind(2)), x.max(2).values
+    weights = torch.rand_like(y)
+    assert torch.equal(y, expected)
+    assert torch.equal(fold_max(x.detach().unbind(2)), expected)
+    assert torch.equal(*(torch.autograd.grad(result, x, weights)[0] for result in (y, expected)))
+
+
+def test_folding_has_second_derivatives(generator: torch.Generator) -> None:
+    x = torch.randn(2, 2, 3, 2, 3, dtype=torch.float64, generator=generator).requires_grad_()
+
+    def folded(x: torch.Tensor) -> torch.Tensor:
+        return fold_max(part**3 for part in x.unbind(2))
+
+    assert torch.autograd.gradcheck(folded, (x,))
+    assert torch.autograd.gradgradcheck(folded, (x,))
+
+
+def test_folding_leaves_the_callers_tensors_alone_and_keeps_what_is_not_a_number() -> None:
+    parts = [torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, math.nan, 1.0]), torch.tensor([0.0, 9.0, 9.0])]
+    before = [part.clone() for part in parts]
+    for tracked in (set(), {0}, {1}, {2}, {0, 1, 2}):
+        for number, part in enumerate(parts):
+            part.requires_grad_(number in tracked)
+        y = fold_max(iter(parts))
+        assert y.tolist()[::2] == [2.0, 9.0]
+        assert y.isnan().tolist() == [False, True, False]
+        assert all(
+            torch.equal(part, old) or part.isnan().any() for part, old in zip(parts, before, strict=True)
+        )
+    fold_max(parts).sum().backward()
+    assert [part.grad.tolist()[::2] for part in parts] == [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]
+
+
+def test_folding_holds_two_tensors_at_a_time() -> None:
+    alive: list[weakref.ref] = []
+
+    def parts() -> Iterator[torch.Tensor]:
+        for number in range(5):
+            assert sum(ref() is not None for ref in alive) <= 1
+            part = torch.full((4,), float(number), requires_grad=True) * 1  # a node, as a layer's output
+            alive.append(weakref.ref(part))
+            yield part
+            del part
+
+    assert fold_max(parts()).tolist() == [4.0] * 4
+
+
+def test_folding_of_nothing_is_refused_and_of_one_is_itself() -> None:
+    with pytest.raises(SettingError, match="fold_max: expected at least one tensor, got none"):
+        fold_max([])
+    x = torch.ones(2)
+    assert fold_max([x]) is x

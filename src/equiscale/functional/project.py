@@ -1,5 +1,6 @@
 """Scale projections: from a scale map to an image."""
 
+from collections.abc import Iterable
 from typing import get_args
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from equiscale._typing import Projection
 from equiscale.errors import SettingError, ShapeError
+from equiscale.functional.maximum import Keep, by_blocks
 
 
 def scale_projection(x: Tensor, mode: Projection = "max") -> Tensor:
@@ -57,6 +59,36 @@ def largest(x: Tensor, dim: int) -> Tensor:
     if torch.is_grad_enabled() and x.requires_grad:
         return x.max(dim).values
     return x.amax(dim)  # without the indices that a gradient needs: a tenth of the time
+
+
+def fold_max(ys: Iterable[Tensor]) -> Tensor:
+    """The maximum of equally shaped tensors, which are asked for one by one and not kept.
+
+    Its gradient goes to the first of equal values; for it one byte is kept of every element of the result.
+    What is not a number stays so.
+
+    Raises:
+        SettingError: If there is no tensor.
+    """
+    best, number = None, 0
+    index: list[Tensor] = []
+    for y in ys:
+        best, number = y if best is None else _larger(best, y, number, index), number + 1
+        del y  # not held while the next one is made
+    if best is None:
+        raise SettingError("fold_max: expected at least one tensor, got none")
+    return best
+
+
+def _larger(best: Tensor, y: Tensor, number: int, index: list[Tensor]) -> Tensor:
+    if not by_blocks(best):
+        return torch.where((y > best) | y.isnan(), y, best)
+    if not (torch.is_grad_enabled() and (best.requires_grad or y.requires_grad)):
+        return torch.maximum(best, y, out=best if number > 1 else None)  # the first is the caller's
+    if not index:
+        index.append(torch.zeros_like(best, dtype=torch.uint8))
+    kept: Tensor = Keep.apply(best, y, index[0], number)
+    return kept
 
 
 def check_scale_map(name: str, x: Tensor) -> None:
