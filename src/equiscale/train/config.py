@@ -104,7 +104,7 @@ class Numerics:
         if self.compile and not has_compiler(device.type):
             needed = "a C++ compiler" if device.type == "cpu" else "a C++ compiler and Triton"
             raise SettingError(
-                f"expected {needed} for compile = true, got none; install g++, or leave it out"
+                f"expected {needed} for compile = true on {device.type}, got none; install it or leave it out"
             )
         if self.cuda_graphs and device.type != "cuda":
             raise SettingError(
