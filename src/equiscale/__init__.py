@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from equiscale import basis, data, functional, models, nn, testing
     from equiscale.basis import HermiteBasis, SteerableBasis
     from equiscale.deploy import load_published_state_dict
+    from equiscale.functional.algorithms import algorithm
     from equiscale.models import create_model, list_models
     from equiscale.scales import ScaleGrid
 
@@ -20,6 +21,7 @@ _HOMES = {
     "HermiteBasis": "equiscale.basis",
     "ScaleGrid": "equiscale.scales",
     "SteerableBasis": "equiscale.basis",
+    "algorithm": "equiscale.functional.algorithms",
     "create_model": "equiscale.models",
     "list_models": "equiscale.models",
     "load_published_state_dict": "equiscale.deploy",
@@ -30,6 +32,7 @@ __all__ = [
     "ScaleGrid",
     "SteerableBasis",
     "__version__",
+    "algorithm",
     "basis",
     "create_model",
     "data",

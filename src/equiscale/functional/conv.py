@@ -11,6 +11,7 @@ from equiscale.errors import SettingError, ShapeError
 from equiscale.functional.algorithms.convolution import Convolution
 from equiscale.functional.algorithms.planner import maps, stacked
 from equiscale.functional.geometry import ConvGeometry
+from equiscale.functional.project import fold_max
 
 _DEFAULT = ConvGeometry()
 
@@ -23,7 +24,7 @@ def lift_conv2d(
     *,
     geometry: ConvGeometry = _DEFAULT,
     windows: Sequence[int] | None = None,
-) -> ScaleMap:
+) -> Tensor:
     r"""Lifting convolution: an image is correlated with every filter on every scale.
 
     .. math:: y_{c' s} = b_{c'} + \sum_{c, f} w_{c' c f} \, (\psi_{f s} \star x_c)
@@ -37,12 +38,12 @@ def lift_conv2d(
         weight: w, the learned weights.
         basis: ψ, the basis functions on every scale.
         bias: b, added on every scale, or None.
-        geometry: Stride, padding and groups.
+        geometry: Stride, padding, groups and projection.
         windows: For every scale the side of the window outside which ψ is zero (see
             `support_windows`); the smaller filters then cost less. None: all K.
 
     Returns:
-        The scale map.
+        The scale map, or its maximum over scales where the geometry says so.
 
     Raises:
         ShapeError: If the shapes or windows do not fit one another, or the padded image is smaller
@@ -61,7 +62,7 @@ def lift_conv2d(
         torch.Size([2, 4, 2, 8, 8])
     """
     operands = Convolution(x, weight, basis, bias, geometry, windows)
-    return stacked(maps(checked("lift_conv2d", operands)))
+    return convolve("lift_conv2d", operands)
 
 
 def scale_conv2d(
@@ -72,7 +73,7 @@ def scale_conv2d(
     *,
     geometry: ConvGeometry = _DEFAULT,
     windows: Sequence[int] | None = None,
-) -> ScaleMap:
+) -> Tensor:
     r"""Scale convolution: a scale map is correlated with filters that may span N scales.
 
     .. math:: y_{c' s} = b_{c'} + \sum_{i < N} \sum_{c, f} w_{c' c i f} \, (\psi_{f s} \star x_{c, s + i})
@@ -86,12 +87,12 @@ def scale_conv2d(
         weight: w, the learned weights; N is the scale size, N > 1 lets scales interact.
         basis: ψ, the basis functions on every scale.
         bias: b, added on every scale, or None.
-        geometry: Stride, padding, groups, and what lies beyond the largest scale.
+        geometry: Stride, padding, groups, projection, and what lies beyond the largest scale.
         windows: For every scale the side of the window outside which ψ is zero (see
             `support_windows`). None: all K.
 
     Returns:
-        The scale map on the same scales.
+        The scale map on the same scales, or its maximum over them where the geometry says so.
 
     Raises:
         ShapeError: If the shapes or windows do not fit one another, or the padded map is smaller
@@ -110,7 +111,7 @@ def scale_conv2d(
         torch.Size([2, 4, 2, 8, 8])
     """
     operands = Convolution(x, weight, basis, bias, geometry, windows)
-    return stacked(maps(checked("scale_conv2d", operands)))
+    return convolve("scale_conv2d", operands)
 
 
 def pointwise_scale_conv2d(
@@ -166,6 +167,12 @@ def checked_windows(name: str, windows: Sequence[int] | None, basis: BasisTensor
             f"got {list(windows)}; support_windows(basis) finds them"
         )
     return windows
+
+
+def convolve(name: str, operands: Convolution) -> Tensor:
+    """The lifting or the scale convolution of unchecked operands."""
+    every = maps(checked(name, operands))
+    return fold_max(every) if operands.geometry.projection == "max" else stacked(every)
 
 
 def checked(name: str, operands: Convolution) -> Convolution:

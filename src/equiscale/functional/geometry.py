@@ -1,9 +1,9 @@
-"""Stride, padding and groups of a convolution, checked once."""
+"""Stride, padding, groups and projection of a convolution, checked once."""
 
 from dataclasses import dataclass, fields
 from typing import Literal, TypedDict, get_args
 
-from equiscale._typing import PaddingMode, ScalePadding
+from equiscale._typing import FusedProjection, PaddingMode, ScalePadding
 from equiscale.errors import SettingError
 
 
@@ -15,6 +15,7 @@ class GeometryOptions(TypedDict, total=False):
     padding_mode: PaddingMode
     scale_padding: ScalePadding
     groups: int
+    projection: FusedProjection | None
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class ConvGeometry:
         scale_padding: What inter-scale filters see beyond the largest scale: "zeros", or
             "replicate" for the largest scale itself.
         groups: Channels are split into this many groups that do not see each other.
+        projection: "max" for the maximum over scales in place of the scale map, which then is never held
+            as a whole; None: the scale map.
 
     Raises:
         SettingError: For a value outside its legal range.
@@ -42,6 +45,7 @@ class ConvGeometry:
     padding_mode: PaddingMode = "zeros"
     scale_padding: ScalePadding = "zeros"
     groups: int = 1
+    projection: FusedProjection | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.stride, int) or self.stride < 1:
@@ -54,10 +58,18 @@ class ConvGeometry:
             raise SettingError(f"expected a padding of at least 0 or 'same', got {self.padding!r}")
         _check_choice("padding_mode", self.padding_mode, get_args(PaddingMode))
         _check_choice("scale_padding", self.scale_padding, get_args(ScalePadding))
+        if self.projection is not None:
+            _check_choice("projection", self.projection, get_args(FusedProjection))
 
     def margin(self, kernel_size: int) -> int:
         """The padding in pixels for a kernel of this size."""
         return kernel_size // 2 if self.padding == "same" else self.padding
+
+    def refuse(self, **reasons: str) -> None:
+        """Raise a SettingError for an option that is set although, for the given reason, it cannot be."""
+        for name, reason in reasons.items():
+            if getattr(self, name) != getattr(ConvGeometry(), name):
+                raise SettingError(f"expected no {name}, since {reason}, got {getattr(self, name)!r}")
 
     def __str__(self) -> str:
         changed = [field for field in fields(self) if getattr(self, field.name) != field.default]

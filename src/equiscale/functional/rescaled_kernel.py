@@ -68,7 +68,7 @@ def rescaled_kernel_conv2d(
     *,
     geometry: ConvGeometry = _DEFAULT,
     windows: Sequence[int] | None = None,
-) -> ScaleMap:
+) -> Tensor:
     r"""Correlate with one kernel interpolated to every size.
 
     .. math:: y_{c' s} = b_{c'} + \sum_c \big( \tfrac{K_0^2}{K_s^2} \, I_s w_{c' c} \big) \star x_{c [s]}

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,7 +11,6 @@ from equiscale._typing import BasisTensor, Image
 from equiscale.errors import ShapeError
 from equiscale.functional.conv import lift_conv2d
 from equiscale.functional.geometry import ConvGeometry
-from equiscale.functional.project import scale_projection
 
 _DEFAULT = ConvGeometry()
 
@@ -123,7 +123,7 @@ def scale_steered_conv2d(
         )
     weight = torch.cat([mult_real, mult_imag])  # (2N, C', C, J)
     weight = weight.permute(1, 2, 0, 3).flatten(2)  # (C', C, 2NJ)
-    return scale_projection(lift_conv2d(x, weight, basis, geometry=geometry, windows=windows), "max")
+    return lift_conv2d(x, weight, basis, geometry=replace(geometry, projection="max"), windows=windows)
 
 
 def _window_masks(windows: Sequence[int], size: int) -> Tensor:

@@ -211,7 +211,8 @@ def build_ses_scalar(settings: SteerableAnySizeSettings) -> AnySizeNetwork:
     """SESN, scalar: every lifting convolution is followed by the maximum over scales."""
 
     def conv(c_in: int, c_out: int) -> list[nn.Module]:
-        return [LiftConv2d(c_in, c_out, **settings.conv_options), ScaleProjection()]  # type: ignore[arg-type]
+        lift = LiftConv2d(c_in, c_out, projection="max", **settings.conv_options)  # type: ignore[arg-type]
+        return [lift, nn.Identity()]  # in the projection's place, so that the names of the weights stay
 
     return AnySizeNetwork(image_stages(settings, conv), settings)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from equiscale._typing import ScaleMap
 from equiscale.basis import SteerableBasis
 from equiscale.errors import SettingError
-from equiscale.functional import GeometryOptions, pointwise_scale_conv2d, scale_conv2d
+from equiscale.functional import GeometryOptions, pointwise_scale_conv2d
 from equiscale.nn.steerable import DEFAULT_BASIS, SteerableConv2d, check_channel_pair
 from equiscale.scales import ScaleGrid
 
@@ -31,7 +31,8 @@ class ScaleConv2d(SteerableConv2d):
         basis: ψ, the family of F functions.
         scale_size: N, the number of neighbouring scales a filter sees; N > 1: inter-scale interaction.
         **geometry: ``bias`` (default True), ``stride``, ``padding`` (a number or "same"),
-            ``padding_mode``, ``scale_padding``, ``groups`` as in `equiscale.functional.ConvGeometry`.
+            ``padding_mode``, ``scale_padding``, ``groups``, ``projection`` as in
+            `equiscale.functional.ConvGeometry`.
 
     Raises:
         BasisError: If the basis cannot be sampled, or is degenerate on a scale.
@@ -76,15 +77,12 @@ class ScaleConv2d(SteerableConv2d):
         self.scale_size = scale_size
         self._make_parameters((out_channels, channels, scale_size, basis.num_functions), bias)
 
-    def forward(self, x: Tensor) -> ScaleMap:
-        """Map ``(B, C, S, H, W)`` to ``(B, C', S, H', W')``."""
-        return scale_conv2d(
-            x, self.weight, self.basis, self.bias, geometry=self.geometry, windows=self.windows
-        )
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, C, S, H, W)`` to ``(B, C', S, H', W')``, or to its projection."""
+        return self._convolve("scale_conv2d", x)
 
-    def extra_repr(self) -> str:
-        """As every steerable convolution, and the scale size."""
-        return f"{super().extra_repr()}, scale_size={self.scale_size}"
+    def _own_settings(self) -> str:
+        return f"scale_size={self.scale_size}"
 
 
 class PointwiseScaleConv2d(nn.Module):

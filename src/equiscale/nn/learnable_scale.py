@@ -7,7 +7,7 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from equiscale._typing import BasisTensor, ScaleMap
+from equiscale._typing import BasisTensor
 from equiscale.basis import MAX_CONDITION, HermiteBasis, diagnose
 from equiscale.errors import BasisError, ScaleGridError, SettingError
 from equiscale.functional import ConvGeometry, GeometryOptions, lift_conv2d, sample_hermite, scale_conv2d
@@ -197,14 +197,10 @@ class LearnableLiftConv2d(_LearnableConv2d):
         super().__init__(
             in_channels, out_channels, kernel_size=kernel_size, scales=scales, basis=basis, **geometry
         )
-        if self.geometry.scale_padding != "zeros":
-            raise SettingError(
-                "expected no scale_padding, since an image has no scale axis to pad, "
-                f"got {self.geometry.scale_padding!r}"
-            )
+        self.geometry.refuse(scale_padding="an image has no scale axis to pad")
         self._make_parameters((out_channels, in_channels // self.geometry.groups, basis.num_functions), bias)
 
-    def forward(self, x: Tensor) -> ScaleMap:
+    def forward(self, x: Tensor) -> Tensor:
         """Lift an image ``(B, C, H, W)`` to a scale map ``(B, C', S, H', W')``."""
         return lift_conv2d(x, self.weight, self.sample_basis(), self.bias, geometry=self.geometry)
 
@@ -268,7 +264,7 @@ class LearnableScaleConv2d(_LearnableConv2d):
         channels = in_channels // self.geometry.groups
         self._make_parameters((out_channels, channels, scale_size, basis.num_functions), bias)
 
-    def forward(self, x: Tensor) -> ScaleMap:
+    def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, C, S, H, W)`` to ``(B, C', S, H', W')``."""
         return scale_conv2d(x, self.weight, self.sample_basis(), self.bias, geometry=self.geometry)
 

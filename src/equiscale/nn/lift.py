@@ -4,10 +4,8 @@ from typing import Unpack
 
 from torch import Tensor
 
-from equiscale._typing import ScaleMap
 from equiscale.basis import SteerableBasis
-from equiscale.errors import SettingError
-from equiscale.functional import GeometryOptions, lift_conv2d
+from equiscale.functional import GeometryOptions
 from equiscale.nn.steerable import DEFAULT_BASIS, SteerableConv2d
 from equiscale.scales import ScaleGrid
 
@@ -28,8 +26,8 @@ class LiftConv2d(SteerableConv2d):
         grid: The S scales.
         basis: ψ, the family of F functions.
         bias: Learn a bias b.
-        **geometry: ``stride``, ``padding`` (a number or "same"), ``padding_mode``, ``groups`` as in
-            `equiscale.functional.ConvGeometry`.
+        **geometry: ``stride``, ``padding`` (a number or "same"), ``padding_mode``, ``groups``,
+            ``projection`` as in `equiscale.functional.ConvGeometry`.
 
     Raises:
         BasisError: If the basis cannot be sampled, or is degenerate on a scale.
@@ -64,16 +62,10 @@ class LiftConv2d(SteerableConv2d):
         super().__init__(
             in_channels, out_channels, kernel_size=kernel_size, grid=grid, basis=basis, **geometry
         )
-        if self.geometry.scale_padding != "zeros":
-            raise SettingError(
-                "expected no scale_padding, since an image has no scale axis to pad, "
-                f"got {self.geometry.scale_padding!r}"
-            )
+        self.geometry.refuse(scale_padding="an image has no scale axis to pad")
         channels = in_channels // self.geometry.groups
         self._make_parameters((out_channels, channels, basis.num_functions), bias)
 
-    def forward(self, x: Tensor) -> ScaleMap:
-        """Lift an image ``(B, C, H, W)`` to a scale map ``(B, C', S, H', W')``."""
-        return lift_conv2d(
-            x, self.weight, self.basis, self.bias, geometry=self.geometry, windows=self.windows
-        )
+    def forward(self, x: Tensor) -> Tensor:
+        """Lift an image ``(B, C, H, W)`` to a scale map ``(B, C', S, H', W')``, or to its projection."""
+        return self._convolve("lift_conv2d", x)

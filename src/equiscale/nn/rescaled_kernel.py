@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias, Unpack, get_args
 
 from torch import Tensor, nn
 
-from equiscale._typing import Image, ScaleMap
+from equiscale._typing import Image
 from equiscale.errors import SettingError, ShapeError
 from equiscale.functional import (
     ConvGeometry,
@@ -74,12 +74,9 @@ class _RescaledKernel2d(SteerableConv2d):
             raise SettingError(
                 f"expected neither stride, padding nor groups with border='blank', got {self.geometry}"
             )
-        if self.geometry.scale_padding != "zeros":
-            raise SettingError(
-                f"expected no scale_padding, since scales do not mix, got {self.geometry.scale_padding!r}"
-            )
+        self.geometry.refuse(scale_padding="scales do not mix")
 
-    def _correlate(self, x: Tensor) -> ScaleMap:
+    def _correlate(self, x: Tensor) -> Tensor:
         sizes = self.family.kernel_sizes
         if self.border == "blank":
             return rescaled_kernel_valid_conv2d(x, self.weight, self.basis, self.bias, windows=sizes)
@@ -140,7 +137,7 @@ class RescaledKernelLift2d(_RescaledKernel2d):
         torch.Size([2, 8, 3, 16, 16])
     """
 
-    def forward(self, x: Tensor) -> ScaleMap:
+    def forward(self, x: Tensor) -> Tensor:
         """Map an image ``(B, C, H, W)`` to a scale map ``(B, C', S, H', W')``."""
         if x.ndim != 4:
             raise ShapeError(
@@ -182,7 +179,7 @@ class RescaledKernelConv2d(_RescaledKernel2d):
         torch.Size([2, 4, 3, 16, 16])
     """
 
-    def forward(self, x: Tensor) -> ScaleMap:
+    def forward(self, x: Tensor) -> Tensor:
         """Map a scale map ``(B, C, S, H, W)`` to ``(B, C', S, H', W')``."""
         if x.ndim != 5 or x.shape[1:3] != (self.in_channels, len(self.grid)):
             raise ShapeError(

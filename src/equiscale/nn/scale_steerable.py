@@ -173,11 +173,9 @@ class ScaleSteeredConv2d(nn.Module):
 
     def _check(self) -> None:
         check_channels(self.in_channels, self.out_channels, self.geometry.groups)
-        if self.geometry.scale_padding != "zeros":
-            raise SettingError(
-                "expected no scale_padding, since an image has no scale axis to pad, "
-                f"got {self.geometry.scale_padding!r}"
-            )
+        self.geometry.refuse(
+            scale_padding="an image has no scale axis to pad", projection="the layer projects anyway"
+        )
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Weights from U(−b, b) with b = √(2 / (J C C')) as published.

@@ -89,11 +89,9 @@ class LocallyScaleInvariantConv2d(nn.Module):
             raise SettingError(
                 f"expected a resampling of {', '.join(get_args(Resampling))}, got {self.resampling!r}"
             )
-        if self.geometry.scale_padding != "zeros":
-            raise SettingError(
-                "expected no scale_padding, since an image has no scale axis to pad, "
-                f"got {self.geometry.scale_padding!r}"
-            )
+        self.geometry.refuse(
+            scale_padding="an image has no scale axis to pad", projection="the layer projects anyway"
+        )
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Weights from U(−b, b) with b = 1/√fan_in as published; bias zero."""

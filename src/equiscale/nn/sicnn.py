@@ -48,10 +48,7 @@ class _MultiColumn2d(SteerableConv2d):
             basis=_Columns(kernel_size),
             **options,
         )
-        if self.geometry.scale_padding != "zeros":
-            raise SettingError(
-                f"expected no scale_padding, since columns do not mix, got {self.geometry.scale_padding!r}"
-            )
+        self.geometry.refuse(scale_padding="columns do not mix", projection="every column is computed alone")
         channels = in_channels // self.geometry.groups
         self.largest_kernel_size, self.kernel_size = self.kernel_size, kernel_size
         self._make_parameters((out_channels, channels, kernel_size, kernel_size), bias)

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from equiscale.basis import HermiteBasis, SteerableBasis
 from equiscale.errors import BasisError, SettingError
 from equiscale.functional import ConvGeometry, GeometryOptions, support_windows
+from equiscale.functional.algorithms import Convolution, FilterCache
+from equiscale.functional.conv import convolve
 from equiscale.scales import ScaleGrid
 
 DEFAULT_BASIS = HermiteBasis(3)
@@ -55,6 +57,9 @@ class SteerableConv2d(FilterWeights):
         SettingError: For illegal channels or geometry.
 
     Exactness:
+        The algorithm is chosen for every shape, and all agree up to rounding (`equiscale.algorithm`;
+        ``tests/functional/algorithms`` measures it). On the CPU the filters are kept while no gradient is
+        wanted and the values of the weights stay.
         The basis is sampled in float64 and kept in torch's default dtype: with float32, ``.double()`` widens
         what was rounded, and leaves a relative error of about 3e-8. A layer built under
         ``torch.set_default_dtype(torch.float64)`` has none: ``tests/nn/test_contracts.py`` measures it.
@@ -76,6 +81,7 @@ class SteerableConv2d(FilterWeights):
         if not isinstance(grid, ScaleGrid):
             raise SettingError(f"expected a ScaleGrid, got {grid!r}; write grid=ScaleGrid({grid!r})")
         self.geometry = ConvGeometry(**geometry)
+        self.filter_cache = FilterCache()
         check_channels(in_channels, out_channels, self.geometry.groups)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.grid, self.family = kernel_size, grid, basis
@@ -83,13 +89,25 @@ class SteerableConv2d(FilterWeights):
         self.windows = support_windows(sampled)
         self.register_buffer("basis", sampled.to(torch.get_default_dtype()), persistent=False)
 
+    def _own_settings(self) -> str:
+        """What a subclass shows beside the settings that all share."""
+        return ""
+
+    def _convolve(self, name: str, x: Tensor) -> Tensor:
+        operands = Convolution(
+            x, self.weight, self.basis, self.bias, self.geometry, self.windows, self.filter_cache
+        )
+        return convolve(name, operands)
+
     def extra_repr(self) -> str:
-        """Channels, kernel, grid, basis and geometry."""
+        """Channels, kernel, grid, basis, geometry, and the algorithm of the last forward pass."""
         parts = [
             f"{self.in_channels}, {self.out_channels}",
             f"kernel_size={self.kernel_size}, grid={self.grid}, basis={self.family}",
             f"bias={self.bias is not None}",
             str(self.geometry),
+            self._own_settings(),
+            f"algorithm={self.filter_cache.algorithm}" if self.filter_cache.algorithm else "",
         ]
         return ", ".join(part for part in parts if part)
 

@@ -33,6 +33,8 @@ class FilterCache:
         self.algorithm: str | None = None
         self._source: Tensor | None = None
         self._kept: dict[Any, Any] = {}
+        self._basis: Tensor | None = None
+        self._kept_of_basis: dict[Any, Tensor] = {}
 
     def get(self, key: Any, weight: Tensor, build: Callable[[], _T]) -> _T:
         """What was built for these weights, or what is built now."""
@@ -46,6 +48,17 @@ class FilterCache:
             self._kept[key] = build()
         kept: _T = self._kept[key]
         return kept
+
+    def get_of_basis(self, key: Any, basis: Tensor, build: Callable[[], Tensor]) -> Tensor:
+        """What was built for this basis, a buffer that never changes but for its place and type."""
+        if type(basis) is not Tensor or basis.requires_grad or torch.compiler.is_compiling():
+            return build()
+        if self._basis is not basis:
+            self._basis, self._kept_of_basis = basis, {}
+        if key not in self._kept_of_basis:
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept_of_basis[key] = build()
+        return self._kept_of_basis[key]
 
     def clear(self) -> None:
         """Forget the filters."""
@@ -63,7 +76,10 @@ def _may_keep(weight: Tensor) -> bool:
 
     On a GPU the comparison would have to be waited for, and the filters are made in microseconds.
     """
-    plain = type(weight) in (Tensor, torch.nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(weight)
+    plain = type(weight) in (
+        Tensor,
+        torch.nn.Parameter,
+    ) and not torch._C._functorch.is_functorch_wrapped_tensor(weight)
     return (
         plain
         and weight.device.type == "cpu"
@@ -153,6 +169,10 @@ class Convolution:
         if self.cache is None:
             return build()
         return self.cache.get((key, self.weight.dtype, torch.is_inference_mode_enabled()), self.weight, build)
+
+    def kept_of_basis(self, key: Any, build: Callable[[], Tensor]) -> Tensor:
+        """Build something from the basis alone, or take what the layer has kept of it."""
+        return build() if self.cache is None else self.cache.get_of_basis(key, self.basis, build)
 
     def margin(self, window: int) -> int:
         """Pixels around the image that a window of the kernel sees; negative where it sees fewer."""

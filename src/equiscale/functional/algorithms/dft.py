@@ -2,8 +2,8 @@ r"""Discrete Fourier transforms of images as products with small matrices.
 
 On tens of pixels a product with a matrix at the speed of matrix products beats a fast transform, takes any
 period, and costs nothing for zeros around the image and for pixels of the result that are not wanted. Images
-are real, so half of the frequencies along one axis do. Everything lies in memory as ``(W, H, B, C)``: then each
-axis in turn is the first or the last of a matrix, and nothing is ever transposed.
+are real, so half of the frequencies along one axis do. Everything lies in memory as ``(W, H, B, C)``: then
+each axis in turn is the first or the last of a matrix, and nothing is ever transposed.
 """
 
 import math
@@ -40,48 +40,54 @@ class Periods:
         return self.half * self.height
 
 
-def spectrum(x: Tensor, periods: Periods) -> Tensor:
-    r"""The transform of images, as three planes (−imaginary, real, imaginary).
+def spectrum(x: Tensor, periods: Periods) -> tuple[Tensor, Tensor]:
+    """The real and the imaginary part of the transform of images.
 
     Shapes:
-        x: ``(W, H, B, C)``, contiguous; result: ``(n, 3, B, C)`` for n frequencies.
-
-    The first two planes are i times the last two, so that a complex product takes two real ones.
+        x: ``(W, H, B, C)``, contiguous; each part: ``(n, B, C)`` for n frequencies.
     """
     width, height, batch, channels = x.shape
     along_width = _matrix(_forward_half, (width, periods.width), x)  # (2·half, W)
-    along_height = _matrix(_forward_planes, (height, periods.height), x)  # (3·P, 2·H)
-    partial = (along_width @ x.reshape(width, -1)).view(periods.half, 2 * height, batch * channels)
-    planes = torch.bmm(along_height.expand(periods.half, -1, -1), partial)
-    return planes.view(periods.frequencies, 3, batch, channels)
+    partial = (along_width @ x.view(width, -1)).view(periods.half, 2 * height, batch * channels)
+    real, imaginary = (
+        torch.bmm(
+            _matrix(build, (height, periods.height), x).expand(periods.half, -1, -1),
+            partial,  # (P, 2·H)
+        ).view(periods.frequencies, batch, channels)
+        for build in (_forward_real, _forward_imaginary)
+    )
+    return real, imaginary
 
 
-def synthesis(y: Tensor, periods: Periods, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
+def synthesis(
+    parts: tuple[Tensor, Tensor], periods: Periods, rows: Sequence[int], columns: Sequence[int]
+) -> Tensor:
     """The pixels in the given rows and columns, modulo the periods, of images with given transforms.
 
     Shapes:
-        y: ``(n, 2, B, C)``; result: ``(W', H', B, C)``.
+        parts: real and imaginary ``(n, B, C)``; result: ``(W', H', B, C)``.
     """
-    batch, channels = y.shape[2:]
-    along_height = _matrix(_inverse_rows, (tuple(rows), periods.height), y)  # (2·H', 2·P)
-    along_width = _matrix(_inverse_columns, (tuple(columns), periods.width), y)  # (W', 2·half)
-    partial = torch.bmm(
-        along_height.expand(periods.half, -1, -1),
-        y.reshape(periods.half, 2 * periods.height, batch * channels),
+    batch, channels = parts[0].shape[1:]
+    real, imaginary = (part.reshape(periods.half, periods.height, batch * channels) for part in parts)
+    from_real, from_imaginary = (
+        _matrix(build, (tuple(rows), periods.height), real).expand(periods.half, -1, -1)  # (2·H', P)
+        for build in (_inverse_of_real, _inverse_of_imaginary)
     )
+    partial = torch.bmm(from_real, real).baddbmm_(from_imaginary, imaginary)
+    along_width = _matrix(_inverse_columns, (tuple(columns), periods.width), real)  # (W', 2·half)
     pixels = along_width @ partial.view(2 * periods.half, len(rows) * batch * channels)
     return pixels.view(len(columns), len(rows), batch, channels)
 
 
 def filter_spectrum(basis: Tensor, periods: Periods) -> Tensor:
-    """The conjugate transform of the functions in their window, as real and imaginary planes.
+    """The conjugate transform of the functions in their window, real part and imaginary part.
 
     Shapes:
-        basis: ``(F, k, k)``; result: ``(n, 2, F)``.
+        basis: ``(F, k, k)``; result: ``(2, n, F)``.
     """
     transform = torch.fft.rfft2(basis, s=(periods.height, periods.width)).conj()  # (F, P, half)
-    planes = torch.stack([transform.real, transform.imag], -1)
-    return planes.permute(2, 1, 3, 0).reshape(periods.frequencies, 2, len(basis))
+    parts = torch.stack([transform.real, transform.imag])
+    return parts.permute(0, 3, 2, 1).reshape(2, periods.frequencies, len(basis))
 
 
 def _matrix(build: Any, key: tuple[Any, int], like: Tensor) -> Tensor:
@@ -106,18 +112,26 @@ def _forward_half(size: int, period: int) -> Tensor:
     return torch.stack([angles.cos(), -angles.sin()], 1).flatten(0, 1)
 
 
-def _forward_planes(size: int, period: int) -> Tensor:
+def _forward_real(size: int, period: int) -> Tensor:
+    """From (cosine, sine) along W to the real part along both axes: (P, 2·H)."""
     angles = _phases(range(size), period, period)
-    cos, sin = angles.cos(), angles.sin()
-    real, imaginary = torch.stack([cos, sin], 1), torch.stack([-sin, cos], 1)  # (P, 2, H)
-    return torch.stack([-imaginary, real, imaginary], 1).flatten(2).flatten(0, 1)
+    return torch.cat([angles.cos(), angles.sin()], 1)
 
 
-def _inverse_rows(rows: tuple[int, ...], period: int) -> Tensor:
+def _forward_imaginary(size: int, period: int) -> Tensor:
+    angles = _phases(range(size), period, period)
+    return torch.cat([-angles.sin(), angles.cos()], 1)
+
+
+def _inverse_of_real(rows: tuple[int, ...], period: int) -> Tensor:
+    """From a real part along both axes to (real, imaginary) along W: (2·H', P)."""
     angles = _phases(rows, period, period).T
-    cos, sin = angles.cos() / period, angles.sin() / period
-    real, imaginary = torch.stack([cos, -sin], 2), torch.stack([sin, cos], 2)  # (H', P, 2)
-    return torch.cat([real, imaginary]).flatten(1)
+    return torch.cat([angles.cos(), angles.sin()]) / period
+
+
+def _inverse_of_imaginary(rows: tuple[int, ...], period: int) -> Tensor:
+    angles = _phases(rows, period, period).T
+    return torch.cat([-angles.sin(), angles.cos()]) / period
 
 
 def _inverse_columns(columns: tuple[int, ...], period: int) -> Tensor:

@@ -19,7 +19,6 @@ from equiscale.nn import (
     ScaleBatchNorm2d,
     ScaleConv2d,
     ScaleMaxPool2d,
-    ScaleProjection,
 )
 from equiscale.scales import ScaleGrid
 
@@ -74,7 +73,8 @@ def build_ses_scalar(settings: SesSettings) -> MnistNetwork:
     """SESN, scalar: every lifting convolution is followed by the maximum over scales."""
 
     def conv(in_channels: int, out_channels: int) -> list[nn.Module]:
-        return [LiftConv2d(in_channels, out_channels, **settings.conv_options), ScaleProjection()]
+        lift = LiftConv2d(in_channels, out_channels, projection="max", **settings.conv_options)
+        return [lift, nn.Identity()]  # in the published projection's place
 
     return MnistNetwork(image_trunk(settings, conv), settings)
 
@@ -95,7 +95,7 @@ def vector_trunk(
     return nn.Sequential(
         *(lift(c0, c1, **options), nn.ReLU(), ScaleMaxPool2d(2), ScaleBatchNorm2d(c1)),
         *(conv(c1, c2, **options), nn.ReLU(), ScaleMaxPool2d(2), ScaleBatchNorm2d(c2)),
-        *(conv(c2, c3, **options), ScaleProjection(), *last_stage(settings)),
+        *(conv(c2, c3, projection="max", **options), nn.Identity(), *last_stage(settings)),
     )
 
 
