@@ -171,8 +171,12 @@ def checked_windows(name: str, windows: Sequence[int] | None, basis: BasisTensor
 
 def convolve(name: str, operands: Convolution) -> Tensor:
     """The lifting or the scale convolution of unchecked operands."""
-    every = maps(checked(name, operands))
-    return fold_max(every) if operands.geometry.projection == "max" else stacked(every)
+    operands = checked(name, operands)
+    if operands.geometry.projection is None:
+        return stacked(maps(operands))
+    projected = fold_max(maps(replace(operands, bias=None)))
+    # The same bias on every scale moves their maximum.
+    return projected if operands.bias is None else projected + operands.bias.view(-1, 1, 1).to(projected.dtype)
 
 
 def checked(name: str, operands: Convolution) -> Convolution:

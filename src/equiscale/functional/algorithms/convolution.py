@@ -148,6 +148,11 @@ class Convolution:
         """What is seen of one scale: (B, C, H, W)."""
         return self.x if self.lifts else self.x[:, :, scale]
 
+    def seen(self, scale: int) -> Image:
+        """The images of all slots, behind the channels as in the filters: (B, C·n, H, W)."""
+        images = [self.image(slot) for slot in self.slots(scale)]
+        return images[0] if len(images) == 1 else torch.stack(images, 2).flatten(1, 2)
+
     def window_basis(self, scale: int, window: int | None = None) -> Tensor:
         """The functions of one scale in their window: (F, k, k)."""
         window = self.sides[scale] if window is None else window

@@ -14,12 +14,14 @@ from equiscale.functional.algorithms.convolution import Convolution
 from equiscale.functional.algorithms.cropped import cropped
 from equiscale.functional.algorithms.dense import dense
 from equiscale.functional.algorithms.fourier import fourier
+from equiscale.functional.algorithms.unfolded import unfolded
 
-AlgorithmName: TypeAlias = Literal["dense", "cropped", "fourier"]
+AlgorithmName: TypeAlias = Literal["dense", "cropped", "unfolded", "fourier"]
 
 ALGORITHMS: Final[dict[str, Callable[[Convolution], Iterator[Image]]]] = {
     "dense": dense,
     "cropped": cropped,
+    "unfolded": unfolded,
     "fourier": fourier,
 }
 
@@ -31,7 +33,8 @@ def algorithm(name: AlgorithmName) -> Iterator[None]:
     """Compute every lifting and scale convolution inside with one algorithm.
 
     Args:
-        name: "dense" (the published formulation), "cropped" or "fourier".
+        name: "dense" (the published formulation), "cropped" (every scale at its own window), "unfolded"
+            (patches as a matrix) or "fourier" (products of transforms).
 
     Raises:
         SettingError: For an unknown algorithm.
@@ -62,7 +65,9 @@ def plan(convolution: Convolution) -> AlgorithmName:
     """The algorithm of least estimated time."""
     if torch.compiler.is_exporting():
         return "cropped"  # ordinary convolutions, known everywhere
-    return "fourier" if max(convolution.sides) > 5 and convolution.x.shape[1] > 4 else "cropped"
+    if convolution.x.shape[1] <= 4:
+        return "unfolded"
+    return "fourier" if max(convolution.sides) > 5 else "cropped"
 
 
 def stacked(images: Iterator[Image]) -> Tensor:
