@@ -14,6 +14,7 @@ import typer
 from equiscale.errors import EquiscaleError, SettingError
 
 if TYPE_CHECKING:
+    from equiscale.experiments.benchmark.record import BenchmarkRecord
     from equiscale.experiments.records import RunRecord, RunSettings
     from equiscale.experiments.spec import Augmentation, Suite
 
@@ -316,6 +317,82 @@ def table(
             typer.echo(render(built, format))
 
 
+@app.command()
+def bench(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODELS]...", help="Names or shell patterns (default: those of --compare, else five)."
+        ),
+    ] = None,
+    peer: Annotated[
+        Path | None, typer.Option(help="A checkout of the public SESN code, whose networks are measured too.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images a step (default: 128; of photographs on a CPU 4).")
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(help="Timed steps of each kind (default: 9).")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads on the CPU (default: one a core).")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N (default: auto).")] = None,
+    precision: Annotated[
+        Literal["float32", "tf32", "bfloat16"] | None,
+        typer.Option(help="tf32: on a GPU; bfloat16: autocast (default: float32)."),
+    ] = None,
+    memory: Annotated[
+        bool | None, typer.Option("--memory/--no-memory", help="Peak memory too, in processes of their own.")
+    ] = None,
+    keep_memory: Annotated[
+        bool | None,
+        typer.Option(
+            "--keep-memory/--free-memory",
+            help="Whether freed memory stays with the process, as in the runs of a suite (default: not).",
+        ),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option(help="The record's file; both plots are drawn beside it.")
+    ] = DEFAULT_RESULTS / "benchmark.json",
+    compare: Annotated[
+        Path | None, typer.Option(help="An older record: show what changed, and fail if anything is worse.")
+    ] = None,
+    read: Annotated[Path | None, typer.Option(help="Measure nothing, and show this record.")] = None,
+    into: Annotated[Path | None, typer.Option(help="Replace the tables in a Markdown document.")] = None,
+) -> None:
+    """Time a training step and an evaluation, against the published formulation and a plain CNN."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    with _errors_as_messages("interrupted; the networks that were done are in the record"):
+        from equiscale.experiments.benchmark.compare import compare as compare_records
+        from equiscale.experiments.benchmark.record import read_benchmark
+        from equiscale.report.benchmark import insert_tables, regression_summary, terminal, terminal_changes
+
+        older = None if compare is None else read_benchmark(compare)
+        if read is None:
+            wanted = {
+                "models": models or None,
+                "batch_size": batch_size,
+                "rounds": rounds,
+                "threads": threads,
+                "device": device,
+                "precision": precision,
+                "memory": memory,
+                "keep_memory": keep_memory,
+            }
+            record = _measure(wanted, older, peer=peer, output=output)
+        else:
+            record = read_benchmark(read)
+        changes = [] if older is None else compare_records(older, record)
+        if into is not None:
+            insert_tables(into, (read or output).stem, record)
+            typer.echo(f"Wrote the tables into {into}")
+        else:
+            console.print(terminal_changes(changes) if changes else terminal(record))
+    if changes:
+        typer.echo(regression_summary(changes))
+        if any(change.is_regression for change in changes):
+            raise typer.Exit(1)
+
+
 @app.command("export-yaml")
 def export_yaml(
     suite: SuiteName,
@@ -379,13 +456,37 @@ def _show_estimates(runs: "list[RunSettings]", *, root: Path | None, device: str
     print_estimates(estimates, jobs=jobs)
 
 
+def _measure(
+    wanted: "dict[str, object]", older: "BenchmarkRecord | None", *, peer: Path | None, output: Path
+) -> "BenchmarkRecord":
+    """Measure, and draw the plots; what was not asked for is as in the older record, if there is one."""
+    from equiscale.experiments.benchmark.compare import check_comparable
+    from equiscale.experiments.benchmark.peer import PublicCode
+    from equiscale.experiments.benchmark.progress import bench_with_progress
+    from equiscale.experiments.benchmark.session import prepare_settings
+
+    settings = prepare_settings(wanted, None if older is None else older.settings)
+    if older is not None:
+        check_comparable(older.settings, settings)
+    public = None if peer is None else PublicCode(peer)
+    record = bench_with_progress(settings, output, peer=public)
+    from equiscale.report.benchmark_plots import write_plots
+
+    for path in (output, *write_plots(record, output)):
+        typer.echo(f"Wrote {path}", err=True)
+    return record
+
+
 def main() -> None:
     """The entry point of ``python -m equiscale``."""
     app()
 
 
+_INTERRUPTED = "interrupted; the same command goes on from the last checkpoints"
+
+
 @contextmanager
-def _errors_as_messages() -> Iterator[None]:
+def _errors_as_messages(interrupted: str = _INTERRUPTED) -> Iterator[None]:
     """Errors that equiscale raises on purpose end the program with one line instead of a traceback."""
     try:
         yield
@@ -398,7 +499,7 @@ def _errors_as_messages() -> Iterator[None]:
         typer.echo(f"equiscale: {error}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        typer.echo("\nequiscale: interrupted; the same command goes on from the last checkpoints", err=True)
+        typer.echo(f"\nequiscale: {interrupted}", err=True)
         sys.exit(130)
 
 

@@ -45,5 +45,9 @@ class RecordError(EquiscaleError, RuntimeError):
     """A run record that cannot be read or does not fit its schema."""
 
 
+class BenchmarkError(EquiscaleError, RuntimeError):
+    """A network that cannot be measured, or outputs that should be equal and are not."""
+
+
 class MissingExtraError(EquiscaleError, ImportError):
     """An optional dependency that is not installed."""

@@ -40,11 +40,16 @@ def machine(device: torch.device) -> dict[str, str]:
 def commit() -> tuple[str | None, bool | None]:
     """The commit of the source tree and whether it is clean; None for an installed package."""
     folder = Path(__file__).parent
-    revision = _git(folder, "rev-parse", "HEAD")
-    if revision is None or _git(folder, "ls-files", "--error-unmatch", Path(__file__).name) is None:
+    found = revision(folder)
+    if found is None or _git(folder, "ls-files", "--error-unmatch", Path(__file__).name) is None:
         return None, None
     changes = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", "../..")
-    return revision, changes == ""
+    return found, changes == ""
+
+
+def revision(folder: Path) -> str | None:
+    """The commit of the checkout that holds a folder; None where there is none."""
+    return _git(folder, "rev-parse", "HEAD")
 
 
 def now() -> str:

@@ -1,0 +1,1 @@
+"""How fast the networks are, against the published formulation, the public code and a plain CNN."""

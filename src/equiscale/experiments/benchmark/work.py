@@ -1,0 +1,99 @@
+"""What one step does: the arithmetic and the traffic of every operation of torch in it."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from equiscale.experiments.benchmark.record import Peaks, Work
+
+
+class Operation(NamedTuple):
+    """Floating-point operations, and bytes read and written."""
+
+    flops: int
+    bytes: int
+
+
+def operations(step: Callable[[], object]) -> list[Operation]:
+    """Run a step, and count.
+
+    Convolutions and matrix products are counted, forward and backward, a multiplication and an addition
+    as two operations; everything counts its operands and results once, as if caches held all within one
+    operation and nothing between two. What is computed outside torch's operations is not seen.
+
+    Example:
+        >>> a, b = torch.ones(2, 3), torch.ones(3, 4)
+        >>> operations(lambda: a @ b)
+        [Operation(flops=48, bytes=104)]
+    """
+    with _Counter() as counter:
+        step()
+    return counter.found
+
+
+def summary(found: Iterable[Operation], peaks: Peaks) -> Work:
+    """All operations of a step, and the time they would take at the machine's measured speed.
+
+    Each operation takes as long as its arithmetic at the peak, or its traffic at the bandwidth, whichever
+    is longer: a roofline an operation.
+    """
+    every = list(found)
+    return Work(
+        flops=sum(operation.flops for operation in every),
+        bytes=sum(operation.bytes for operation in every),
+        bound_seconds=sum(
+            max(operation.flops / peaks.flops, operation.bytes / peaks.bandwidth) for operation in every
+        ),
+    )
+
+
+class _Counter(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[Operation] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if not (func.is_view or func.overloadpacket in _NOTHING_IS_MOVED):
+            count = flop_registry.get(func.overloadpacket)
+            flops = int(count(*args, **kwargs, out_val=result)) if count else 0
+            touched = sum(map(_bytes, _tensors((args, kwargs, result))))
+            if flops or touched:
+                self.found.append(Operation(flops, touched))
+        return result
+
+
+_aten = torch.ops.aten
+_NOTHING_IS_MOVED = {
+    _aten.detach,
+    _aten.empty,
+    _aten.empty_like,
+    _aten.empty_strided,
+    _aten.new_empty,
+    _aten.new_empty_strided,
+    _aten._unsafe_view,
+    _aten._reshape_alias,
+    _aten.lift_fresh,
+}
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, dict):
+        yield from _tensors(tuple(values.values()))
+    elif isinstance(values, tuple | list):
+        for value in values:
+            yield from _tensors(value)
+
+
+def _bytes(tensor: Tensor) -> int:
+    """Of an expanded tensor, what there is of it in memory."""
+    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
