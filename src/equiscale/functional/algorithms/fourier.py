@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from equiscale._typing import Image
 from equiscale.functional.algorithms.convolution import Convolution, framed
@@ -13,56 +14,131 @@ from equiscale.functional.algorithms.dft import Periods, filter_spectrum, spectr
 
 _Parts: TypeAlias = tuple[Tensor, Tensor]  # real and imaginary
 
+# Results along one side of a tile that are tried; beyond some tens the transforms cost too much.
+_TILES: Final = (8, 12, 16, 20, 24, 28, 32, 40, 48)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One axis cut into overlapping tiles.
+
+    Args:
+        tiles: Their number.
+        side: Pixels of the input in a tile.
+        step: From one tile to the next.
+        period: Of the transform; no window of the filters meets a pixel twice.
+        starts: Where the windows of a tile's results begin, modulo the period.
+        before: Zeros before the first tile.
+    """
+
+    tiles: int
+    side: int
+    step: int
+    period: int
+    starts: tuple[int, ...]
+    before: int = 0
+
+    def around(self, size: int) -> tuple[int, int]:
+        """Zeros to be put before and after so many pixels, for whole tiles."""
+        return self.before, (self.tiles - 1) * self.step + self.side - self.before - size
+
+
+Tiling: TypeAlias = tuple[Cut, Cut]  # along H and along W
+
 
 def fourier(convolution: Convolution) -> Iterator[Image]:
     """A product a frequency in place of a sum over the window."""
     shared = convolution.lifts or convolution.weight.shape[2] > 1
     common = max(convolution.sides)
-    spectra: dict[tuple[int, int], tuple[_Parts, _Frame]] = {}
+    spectra: dict[int, tuple[_Parts, Tiling]] = {}
     for scale, own in enumerate(convolution.sides):
         with torch.autocast(convolution.x.device.type, enabled=False):
             y = _scale(convolution, scale, common if shared else own, spectra)
+        spectra = spectra if convolution.lifts else {k: v for k, v in spectra.items() if k > scale}
         yield y.to(_result_dtype(convolution.x))
-
-
-@dataclass(frozen=True)
-class _Frame:
-    """Where the pixels of the result lie in a period."""
-
-    periods: Periods
-    rows: tuple[int, ...]
-    columns: tuple[int, ...]
 
 
 def _scale(convolution: Convolution, scale: int, window: int, spectra: dict[Any, Any]) -> Image:
     sums: list[Tensor] = []
     for number, slot in enumerate(convolution.slots(scale)):
-        place = (0 if convolution.lifts else slot, window)
+        place = 0 if convolution.lifts else slot
         if place not in spectra:
             spectra[place] = _transformed(convolution, slot, window)
-        seen, frame = spectra[place]
-        parts = _product(seen, _filters(convolution, scale, number, window, frame.periods), convolution)
+        seen, (rows, columns) = spectra[place]
+        periods = Periods(rows.period, columns.period)
+        parts = _product(seen, _filters(convolution, scale, number, window, periods), convolution)
         sums = [total + part for total, part in zip(sums, parts, strict=True)] if sums else list(parts)
-    pixels = synthesis((sums[0], sums[1]), frame.periods, frame.rows, frame.columns)  # (W', H', B, C')
+    pixels = synthesis((sums[0], sums[1]), periods, rows.starts, columns.starts)
+    pixels = _joined(pixels, rows, columns, convolution.output_size)  # (W', H', B, C')
     if convolution.bias is not None:
         pixels = pixels + convolution.bias.to(pixels.dtype)
     return pixels.permute(2, 3, 1, 0)
 
 
-def _transformed(convolution: Convolution, slot: int, window: int) -> tuple[_Parts, _Frame]:
+def _transformed(convolution: Convolution, slot: int, window: int) -> tuple[_Parts, Tiling]:
     x = convolution.image(slot).to(_working_dtype(convolution.x))
-    x, margin = framed(x, convolution.margin(window), convolution.geometry)
-    rows, columns = (
-        tuple(index * convolution.geometry.stride - margin for index in range(count))
-        for count in convolution.output_size
-    )
-    periods = Periods(_period(x.shape[-2], window, rows), _period(x.shape[-1], window, columns))
-    return spectrum(x.permute(3, 2, 0, 1).contiguous(), periods), _Frame(periods, rows, columns)
+    x, _ = framed(x, convolution.margin(window), convolution.geometry)
+    rows, columns = cuts = tiling(convolution, window)[0]
+    pixels = _in_tiles(x.permute(3, 2, 0, 1), rows, columns).contiguous()
+    return spectrum(pixels, Periods(rows.period, columns.period)), cuts
 
 
-def _period(side: int, window: int, starts: tuple[int, ...]) -> int:
-    """The least period in which no window that begins at these places meets a pixel twice."""
-    return max(window + max(starts[-1], 0), side - min(starts[0], 0))
+def _in_tiles(x: Tensor, rows: Cut, columns: Cut) -> Tensor:
+    """From (W, H, B, C) to (side, side, tiles·B, C)."""
+    if rows.tiles == columns.tiles == 1:
+        return x
+    around = [side for cut, size in ((rows, x.shape[1]), (columns, x.shape[0])) for side in cut.around(size)]
+    x = pad(x, [0, 0, 0, 0, *around])
+    x = x.unfold(0, columns.side, columns.step).unfold(1, rows.side, rows.step)
+    return x.permute(4, 5, 0, 1, 2, 3).flatten(2, 4)  # from (tiles, tiles, B, C, side, side)
+
+
+def _joined(pixels: Tensor, rows: Cut, columns: Cut, size: tuple[int, int]) -> Tensor:
+    """From (results, results, tiles·B, C) to (W', H', B, C)."""
+    if rows.tiles == columns.tiles == 1:
+        return pixels
+    apart = pixels.unflatten(2, (columns.tiles, rows.tiles, -1))
+    return apart.permute(2, 0, 3, 1, 4, 5).flatten(2, 3).flatten(0, 1)[: size[1], : size[0]]
+
+
+def tiling(convolution: Convolution, window: int) -> tuple[Tiling, int]:
+    """The cut of least arithmetic, and that arithmetic: operations of the forward pass of all scales."""
+    geometry, margin = convolution.geometry, convolution.margin(window)
+    framed_side = 0 if margin > 0 and geometry.padding_mode == "zeros" else 2 * margin
+    sides = [side + framed_side for side in convolution.x.shape[-2:]]
+    margin = 0 if framed_side else margin
+    candidates = []
+    for results in (None, *_TILES):
+        cuts = [
+            _cut(side, window, margin, count, geometry.stride, results)
+            for side, count in zip(sides, convolution.output_size, strict=True)
+        ]
+        candidates.append(((cuts[0], cuts[1]), _operations(convolution, cuts[0], cuts[1])))
+    return min(candidates, key=lambda candidate: candidate[1])
+
+
+def _cut(side: int, window: int, margin: int, count: int, stride: int, results: int | None) -> Cut:
+    if results is None or results >= count:  # one tile: the zeros around it cost nothing
+        starts = tuple(index * stride - margin for index in range(count))
+        return Cut(1, side, 1, max(window + max(starts[-1], 0), side + margin), starts)
+    starts = tuple(index * stride for index in range(results))
+    side = starts[-1] + window
+    return Cut(-(-count // results), side, results * stride, side, starts, margin)
+
+
+def _operations(convolution: Convolution, rows: Cut, columns: Cut) -> int:
+    """Of the transforms, the products and the filters, of all scales."""
+    weight, scales = convolution.weight, convolution.num_scales
+    fan_out, fan_in, slots, functions = weight.shape
+    channels = fan_in * convolution.geometry.groups
+    images = convolution.x.shape[0] * rows.tiles * columns.tiles
+    half, period = columns.period // 2 + 1, rows.period
+    forward = 4 * half * rows.side * (columns.side + 2 * period) * channels
+    forward *= 1 if convolution.lifts else scales
+    products = 8 * half * period * fan_out * fan_in * slots * scales
+    inverse = 4 * half * len(rows.starts) * (2 * period + len(columns.starts)) * fan_out * scales
+    filters = 4 * half * period * functions * fan_out * fan_in * slots * scales
+    return images * (forward + products + inverse) + filters
 
 
 def _filters(convolution: Convolution, scale: int, number: int, window: int, periods: Periods) -> _Parts:
