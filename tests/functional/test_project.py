@@ -161,3 +161,32 @@ def test_folding_of_nothing_is_refused_and_of_one_is_itself() -> None:
         fold_max([])
     x = torch.ones(2)
     assert fold_max([x]) is x
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_maximum_and_its_gradient_are_those_of_torch_in_every_memory_order(order, dtype) -> None:
+    x = laid(tied(2, 33, 4, 47, 51, dtype=dtype), order).requires_grad_()  # more than one block
+    y, expected = largest(x, 2), x.max(2).values
+    weights = torch.rand_like(y)
+    gradient, expected_gradient = (torch.autograd.grad(result, x, weights)[0] for result in (y, expected))
+    assert torch.equal(y, expected)
+    assert torch.equal(gradient, expected_gradient)
+    assert torch.equal(largest(x.detach(), 2), expected)
+    assert gradient.stride() == x.stride()
+    assert y.stride() == x[:, :, 0].contiguous().stride() or order != ORDERS[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # within torch
+def test_the_maximum_has_second_derivatives_and_forward_ones(generator: torch.Generator) -> None:
+    x = torch.randn(2, 2, 3, 2, 3, dtype=torch.float64, generator=generator).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: largest(x**3, 2), (x,), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(lambda x: largest(x**3, 2), (x,))
+
+
+def test_the_maximum_can_be_traced_and_mapped() -> None:
+    x = tied(2, 3, 4, 5, 6).requires_grad_()
+    traced = torch.compile(largest, fullgraph=True, backend="aot_eager")
+    (expected,) = torch.autograd.grad(x.max(2).values.square().sum(), x)
+    for y in (traced(x, 2), torch.func.vmap(largest, (0, None))(x, 1)):
+        assert torch.equal(torch.autograd.grad(y.square().sum(), x)[0], expected)

@@ -5,7 +5,8 @@ a mask of booleans. Comparisons whose result has the type of their arguments are
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -13,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-# Elements a step works on: a handful of such float32 buffers fit into a second-level cache of 1 to 2 MB.
-_BLOCK = 1 << 17
+# Elements a step works on, a thread: a handful of such float32 buffers fit into a second-level cache.
+_BLOCK = 1 << 16
 
 Block = tuple[int | slice, ...]
 
@@ -22,10 +23,11 @@ Block = tuple[int | slice, ...]
 def by_blocks(x: Tensor) -> bool:
     """Whether these functions are the fast ones for x: elsewhere torch's own are, or can be traced."""
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return x.device.type == "cpu" and x.is_floating_point() and not traced and not _transformed(x)
+    return x.device.type == "cpu" and x.is_floating_point() and not traced and not transformed(x)
 
 
-def _transformed(x: Tensor) -> bool:
+def transformed(x: Tensor) -> bool:
+    """Whether x belongs to torch.func or has a forward derivative: it may not say that it needs a gradient."""
     return torch._C._are_functorch_transforms_active() or forward_ad.unpack_dual(x).tangent is not None
 
 
@@ -63,13 +65,81 @@ class Choose(torch.autograd.Function):
         ctx.save_for_backward(index)
         ctx.number = number
         out = torch.empty_like(index, dtype=values.dtype)
-        choose(values, index, number, out)
+        choose(values, index, {number: out})
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         chosen: Tensor = Choose.apply(grad, ctx.saved_tensors[0], ctx.number)
         return chosen, None, None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a tensor, as views of one shape.
+
+    Args:
+        of: From a tensor to its parts, of which there are at most 256.
+        cover: Every element belongs to exactly one part.
+    """
+
+    of: Callable[[Tensor], Sequence[Tensor]]
+    cover: bool
+
+
+class Largest(torch.autograd.Function):
+    """The maximum over the parts of a tensor; its gradient goes to the first of equal values."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, parts: Parts) -> Tensor:
+        views = parts.of(x)
+        best = torch.empty_like(views[0])
+        index = torch.empty_like(best, dtype=torch.uint8)
+        largest_of(views, best, index)
+        ctx.save_for_backward(index)
+        ctx.parts, ctx.like = parts, torch.empty_like(x, device="meta")
+        return best
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        spread: Tensor = Spread.apply(grad, ctx.saved_tensors[0], ctx.parts, ctx.like)
+        return spread, None
+
+
+class Spread(torch.autograd.Function):
+    """Every value at its place in the part that the index names, and zero elsewhere."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, index: Tensor, parts: Parts, like: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.parts = parts
+        make = torch.empty_like if parts.cover else torch.zeros_like
+        out = make(like, dtype=values.dtype, device=values.device)
+        choose(values, index, dict(enumerate(parts.of(out))), add=not parts.cover)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+        collected: Tensor = Collect.apply(grad, ctx.saved_tensors[0], ctx.parts)
+        return collected, None, None, None
+
+
+class Collect(torch.autograd.Function):
+    """From every place the value of the part that the index names."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, parts: Parts) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.parts, ctx.like = parts, torch.empty_like(x, device="meta")
+        out = torch.zeros_like(index, dtype=x.dtype)
+        for number, part in enumerate(parts.of(x)):
+            choose(part, index, {number: out}, add=True)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        spread: Tensor = Spread.apply(grad, ctx.saved_tensors[0], ctx.parts, ctx.like)
+        return spread, None, None
 
 
 def largest_of(parts: Sequence[Tensor], best: Tensor, index: Tensor) -> None:
@@ -113,17 +183,27 @@ def keep_larger(best: Tensor, part: Tensor, index: Tensor, number: int) -> None:
         torch.maximum(best[block], candidate, out=best[block])
 
 
-def choose(values: Tensor, index: Tensor, number: int, out: Tensor, *, add: bool = False) -> None:
-    """Write ``values`` to ``out`` where the index is ``number``, and zero elsewhere; or add them to it."""
-    index, out, values = in_order_of(index, index, out, values)
-    chosen, mask = _buffers(out, 2)
+def choose(values: Tensor, index: Tensor, outs: Mapping[int, Tensor], *, add: bool = False) -> None:
+    """Write to each of ``outs`` the values where the index is its number, and zero elsewhere; or add them."""
+    index, values, *views = in_order_of(index, index, values, *outs.values())
+    copied, chosen, mask = _buffers(values, 3)
     (matches,) = _buffers(index, 1)
     for block in blocks(index.shape):
-        taken, wanted, match = _like(index[block], chosen, mask, matches)
-        wanted.copy_(torch.eq(index[block], number, out=match))
-        # The derivative of relu is the one vectorised choice by a mask; a product would make 0 · ∞ of it.
-        torch.ops.aten.threshold_backward.grad_input(values[block], wanted, 0, grad_input=taken)
-        out[block].add_(taken) if add else out[block].copy_(taken)
+        copy, taken, wanted, match = _like(index[block], copied, chosen, mask, matches)
+        given = _dense(values[block], copy)
+        for number, view in zip(outs, views, strict=True):
+            wanted.copy_(torch.eq(index[block], number, out=match))
+            _choose(given, wanted, view[block], taken, add=add)
+
+
+def _choose(values: Tensor, wanted: Tensor, out: Tensor, taken: Tensor, *, add: bool) -> None:
+    direct = not add and _fast(out)
+    # The derivative of relu is the one vectorised choice by a mask; a product would make 0 · ∞ of it.
+    torch.ops.aten.threshold_backward.grad_input(values, wanted, 0, grad_input=out if direct else taken)
+    if add:
+        out.add_(taken)
+    elif not direct:
+        out.copy_(taken)
 
 
 def in_order_of(reference: Tensor, *tensors: Tensor) -> list[Tensor]:
@@ -132,17 +212,25 @@ def in_order_of(reference: Tensor, *tensors: Tensor) -> list[Tensor]:
     return [tensor.permute(order) for tensor in tensors]
 
 
-def blocks(shape: Sequence[int], size: int = _BLOCK) -> Iterator[Block]:
-    """Indices of consecutive pieces of at most ``size`` elements, or single ones of the last axis."""
-    axis = next((a for a in range(len(shape)) if math.prod(shape[a + 1 :]) <= size), len(shape) - 1)
+def blocks(shape: Sequence[int]) -> Iterator[Block]:
+    """Indices of consecutive pieces of at most as many elements as a step works on."""
+    size, last = _block_size(), len(shape) - 1
+    if last < 0:
+        yield ()
+        return
+    axis = next((a for a in range(last) if math.prod(shape[a + 1 :]) <= size), last)
     step = max(1, size // max(1, math.prod(shape[axis + 1 :])))
     for outer in product(*(range(n) for n in shape[:axis])):
         for start in range(0, shape[axis], step):
             yield (*outer, slice(start, start + step))
 
 
+def _block_size() -> int:
+    return _BLOCK * torch.get_num_threads()
+
+
 def _buffers(like: Tensor, count: int) -> list[Tensor]:
-    return list(like.new_empty(count, min(like.numel(), _BLOCK)).unbind())
+    return list(like.new_empty(count, min(like.numel(), _block_size())).unbind())
 
 
 def _like(block: Tensor, *buffers: Tensor) -> list[Tensor]:
@@ -150,4 +238,9 @@ def _like(block: Tensor, *buffers: Tensor) -> list[Tensor]:
 
 
 def _dense(block: Tensor, buffer: Tensor) -> Tensor:
-    return block if block.is_contiguous() else buffer.copy_(block)
+    return block if _fast(block) else buffer.copy_(block)
+
+
+def _fast(block: Tensor) -> bool:
+    """Steps are vectorised along the last axis alone, and only where its elements are neighbours."""
+    return block.stride(-1) == 1

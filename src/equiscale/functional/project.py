@@ -1,6 +1,7 @@
 """Scale projections: from a scale map to an image."""
 
 from collections.abc import Iterable
+from functools import partial
 from typing import get_args
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from equiscale._typing import Projection
 from equiscale.errors import SettingError, ShapeError
-from equiscale.functional.maximum import Keep, by_blocks
+from equiscale.functional.maximum import Keep, Largest, Parts, by_blocks, transformed
 
 
 def scale_projection(x: Tensor, mode: Projection = "max") -> Tensor:
@@ -56,9 +57,13 @@ def scale_projection(x: Tensor, mode: Projection = "max") -> Tensor:
 
 def largest(x: Tensor, dim: int) -> Tensor:
     """The maximum along an axis; its gradient goes to the first of equal values."""
-    if torch.is_grad_enabled() and x.requires_grad:
-        return x.max(dim).values
-    return x.amax(dim)  # without the indices that a gradient needs: a tenth of the time
+    tracked = torch.is_grad_enabled() and (x.requires_grad or transformed(x))
+    if not (by_blocks(x) and 1 < x.shape[dim] <= 256):
+        return x.max(dim).values if tracked else x.amax(dim)  # amax without the indices: a tenth of the time
+    if not tracked:
+        return fold_max(x.unbind(dim))
+    y: Tensor = Largest.apply(x, Parts(partial(torch.unbind, dim=dim), cover=True))
+    return y
 
 
 def fold_max(ys: Iterable[Tensor]) -> Tensor:
