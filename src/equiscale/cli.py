@@ -158,8 +158,18 @@ def reproduce(
     precision: Annotated[
         Literal["float32", "bfloat16"] | None, typer.Option(help="Another precision than the suite's.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    jobs: Annotated[int, typer.Option(help="Runs at a time; 0: one a core, on a GPU one.")] = 0,
+    compile: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="torch.compile the steps or not.")
+    ] = None,
+    cuda_graphs: Annotated[
+        bool | None,
+        typer.Option("--cuda-graphs/--no-cuda-graphs", help="Replay steps as a CUDA graph or not."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda (all GPUs) or cuda:N.")] = "auto",
+    jobs: Annotated[int, typer.Option(help="Runs at a time, in all; 0: one a core, on each GPU one.")] = 0,
+    jobs_per_device: Annotated[
+        int, typer.Option(help="Runs at a time on each GPU, or on the CPU, which share its threads.")
+    ] = 0,
     root: Root = None,
     results: Results = DEFAULT_RESULTS,
     resume: Annotated[bool, typer.Option(help="Go on from checkpoints of unfinished runs.")] = True,
@@ -182,22 +192,29 @@ def reproduce(
             epochs=epochs,
             datasets=data,
             precision=precision,
+            compile=compile,
+            cuda_graphs=cuda_graphs,
         )
         runs = plan_runs(plan, selection)
         if dry_run:
             if estimate:
-                device, jobs = _place(runs, device, jobs)
+                device, side_by_side = _place(runs, device, jobs, jobs_per_device)
             _show_plan(plan, runs)
             if estimate:
-                _show_estimates(runs, root=root, device=device, jobs=jobs)
+                _show_estimates(runs, root=root, device=device, jobs=side_by_side)
             return
         from equiscale.experiments.progress import reproduce_with_progress
-        from equiscale.experiments.runner import prepare_options
+        from equiscale.experiments.runner import Jobs, prepare_options
 
-        options, jobs = prepare_options(
-            runs, folder=results, data_root=root, device=device, jobs=jobs, resume=resume
+        options, side_by_side = prepare_options(
+            runs,
+            folder=results,
+            data_root=root,
+            device=device,
+            jobs=Jobs(jobs, jobs_per_device),
+            resume=resume,
         )
-        failures = reproduce_with_progress(runs, options, jobs=jobs)
+        failures = reproduce_with_progress(runs, options, jobs=side_by_side)
     if failures:
         raise typer.Exit(1)
 
@@ -227,6 +244,10 @@ def train(
         Literal["float32", "bfloat16"], typer.Option(help="bfloat16: autocast.")
     ] = "float32",
     channels_last: Annotated[bool, typer.Option("--channels-last", help="Memory layout of images.")] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="torch.compile the steps.")] = False,
+    cuda_graphs: Annotated[
+        bool, typer.Option("--cuda-graphs", help="Replay the steps as a CUDA graph.")
+    ] = False,
     ema: Annotated[float | None, typer.Option(help="Decay of a moving average of the weights.")] = None,
     select: Annotated[
         Literal["best-validation", "last"] | None,
@@ -250,7 +271,7 @@ def train(
         from equiscale.experiments.execute import evaluation_splits
         from equiscale.experiments.plan import ad_hoc_run, parse_numbers, parse_overrides
         from equiscale.experiments.progress import print_result, reproduce_with_progress
-        from equiscale.experiments.runner import prepare_options
+        from equiscale.experiments.runner import Jobs, prepare_options
         from equiscale.experiments.spec import Treatment, make_protocol
 
         info = dataset_info(data, root=root)
@@ -267,6 +288,8 @@ def train(
             accumulate=accumulate,
             precision=precision,
             channels_last=channels_last,
+            compile=compile,
+            cuda_graphs=cuda_graphs,
             ema_decay=ema,
             select=select or ("last" if validation is None else "best-validation"),
             test_every=test_every,
@@ -274,7 +297,7 @@ def train(
         treatment = Treatment(model, parse_overrides(settings or ()), augment, info.name)
         run = ad_hoc_run(treatment, protocol=protocol, realisation=realisation)
         options, jobs = prepare_options(
-            [run], folder=results, data_root=root, device=device, jobs=1, resume=resume
+            [run], folder=results, data_root=root, device=device, jobs=Jobs(1), resume=resume
         )
         failures = reproduce_with_progress([run], options, jobs=jobs)
         if not failures:
@@ -355,7 +378,9 @@ def bench(
         Path | None, typer.Option(help="An older record: show what changed, and fail if anything is worse.")
     ] = None,
     read: Annotated[Path | None, typer.Option(help="Measure nothing, and show this record.")] = None,
-    into: Annotated[Path | None, typer.Option(help="Replace the tables in a Markdown document.")] = None,
+    into: Annotated[
+        Path | None, typer.Option(help="Replace the tables in a Markdown document; draw the plots anew.")
+    ] = None,
 ) -> None:
     """Time a training step and an evaluation, against the published formulation and a plain CNN."""
     from rich.console import Console
@@ -383,7 +408,10 @@ def bench(
             record = read_benchmark(read)
         changes = [] if older is None else compare_records(older, record)
         if into is not None:
+            from equiscale.report.benchmark_plots import write_plots
+
             insert_tables(into, (read or output).stem, record)
+            write_plots(record, read or output)
             typer.echo(f"Wrote the tables into {into}")
         else:
             console.print(terminal_changes(changes) if changes else terminal(record))
@@ -434,19 +462,21 @@ def _show_plan(plan: "Suite", runs: "list[RunSettings]") -> None:
     typer.echo(f"\n{len(runs) - extra} runs{more}")
 
 
-def _place(runs: "list[RunSettings]", device: str, jobs: int) -> tuple[str, int]:
+def _place(runs: "list[RunSettings]", device: str, jobs: int, jobs_per_device: int) -> tuple[str, int]:
     """The device to which the runs would go, and how many of them at a time."""
-    from equiscale.experiments.runner import check_device, choose_jobs
+    from equiscale.experiments.runner import Jobs, check_device, choose_jobs
 
     chosen = check_device(device)
-    return chosen, choose_jobs(jobs, device=chosen, runs=len(runs))
+    return chosen, choose_jobs(Jobs(jobs, jobs_per_device), device=chosen, runs=len(runs))
 
 
 def _show_estimates(runs: "list[RunSettings]", *, root: Path | None, device: str, jobs: int) -> None:
     """What each network costs."""
+    from equiscale._machine import keep_memory
     from equiscale.experiments.estimate import estimate_runs
     from equiscale.experiments.progress import print_estimates
 
+    keep_memory()  # as the runs
     estimates = estimate_runs(
         runs,
         device=device,

@@ -283,9 +283,23 @@ def test_mistakes_are_counted_by_the_data_sets_own_factors() -> None:
     assert execute._by_factor(replace(test, factors=torch.ones(600)), wrong) is None
 
 
-def test_images_of_any_size_are_evaluated_in_batches_that_fit() -> None:
-    batches = {name: execute._evaluation_batch(dataset_info(name)) for name in ("mnist-scale", "stl10")}
-    assert batches == {"mnist-scale": 256, "stl10": 2**20 // 96**2}
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [
+        (2**29, 512),  # as many as are of use
+        (100 * 2 * 7 * 36 * 4, 64),  # a hundred images of the largest layer: 7 maps go in, and out flat
+        (2 * 7 * 36 * 4, 1),
+        (10, 1),
+    ],
+)
+def test_evaluation_takes_as_many_images_as_fit(
+    monkeypatch: pytest.MonkeyPatch, budget: int, expected: int
+) -> None:
+    monkeypatch.setitem(execute._EVALUATION_BYTES, "cpu", budget)
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 7, 3), torch.nn.Flatten(), torch.nn.Linear(252, 2))
+    assert execute.evaluation_batch(network, (1, 8, 8), torch.device("cpu")) == expected
+    assert network.training
+    assert not any(module._forward_hooks for module in network.modules())
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,15 @@ from equiscale.experiments import runner
 from equiscale.experiments.execute import RunOptions, checkpoint_path, execute_run, weights_path
 from equiscale.experiments.plan import Selection, plan_runs
 from equiscale.experiments.records import RunSettings, decode_predictions, read_record, record_path
-from equiscale.experiments.runner import RunEvent, is_finished, prepare_options, run_sweep
+from equiscale.experiments.runner import (
+    Jobs,
+    RunEvent,
+    choose_jobs,
+    devices_of,
+    is_finished,
+    prepare_options,
+    run_sweep,
+)
 from equiscale.experiments.spec import load_suite
 from tests.experiments.conftest import SMALL_SUITE
 
@@ -184,15 +194,109 @@ def test_that_data_are_there_is_known_without_loading_them(
     tmp_path: Path, runs: list[RunSettings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(runner, "load")
-    prepare_options(runs, folder=tmp_path, data_root=tmp_path, device="cpu", jobs=1, resume=True)
+    prepare_options(runs, folder=tmp_path, data_root=tmp_path, device="cpu", jobs=Jobs(1), resume=True)
 
 
 def test_missing_data_and_devices_are_errors_before_any_run(tmp_path: Path) -> None:
     mnist = plan_runs(load_suite("mnist-scale"), Selection(realisations=[0]))
-    settings = {"folder": tmp_path, "data_root": tmp_path, "jobs": 1, "resume": True}
+    settings = {"folder": tmp_path, "data_root": tmp_path, "jobs": Jobs(1), "resume": True}
     with pytest.raises(DataError, match="equiscale data prepare mnist-scale"):
         prepare_options(mnist, device="cpu", **settings)
     with pytest.raises(SettingError, match="expected a device of auto, cpu, cuda or cuda:N, got 'tpu'"):
         prepare_options(mnist, device="tpu", **settings)
-    with pytest.raises(SettingError, match="expected 0 jobs"):
-        prepare_options(mnist, device="cpu", **{**settings, "jobs": -1})
+    with pytest.raises(SettingError, match=r"expected 0 jobs \(automatic\) or more, got -1"):
+        Jobs(-1)
+    with pytest.raises(SettingError, match=r"expected 0 jobs on each device .* got -2"):
+        Jobs(on_each=-2)
+
+
+def test_numerics_that_the_device_lacks_are_errors_before_any_run(tmp_path: Path) -> None:
+    (run, *_) = plan_runs(load_suite("digits-scale"), Selection(cuda_graphs=True))
+    assert run.protocol.cuda_graphs
+    with pytest.raises(SettingError, match="expected a CUDA device for cuda_graphs = true, got cpu"):
+        prepare_options([run], folder=tmp_path, data_root=None, device="cpu", jobs=Jobs(1), resume=True)
+
+
+# --- several at a time ---
+
+
+@pytest.mark.parametrize(
+    ("jobs", "device", "expected"),
+    [
+        (Jobs(), "cpu", 6),  # one a core
+        (Jobs(3), "cpu", 3),
+        (Jobs(30), "cpu", 20),  # not more than runs
+        (Jobs(on_each=2), "cpu", 2),
+        (Jobs(), "cuda", 2),  # one on each GPU
+        (Jobs(), "cuda:1", 1),
+        (Jobs(on_each=4), "cuda", 8),
+        (Jobs(on_each=4), "cuda:1", 4),
+        (Jobs(3, on_each=4), "cuda", 3),  # a total is never exceeded,
+        (Jobs(9, on_each=4), "cuda", 8),  # nor are the places
+    ],
+)
+def test_how_many_go_side_by_side(
+    monkeypatch: pytest.MonkeyPatch, jobs: Jobs, device: str, expected: int
+) -> None:
+    monkeypatch.setattr(runner, "available_cores", lambda: 6)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_jobs(jobs, device=device, runs=20) == expected
+
+
+def test_one_gpu_needs_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert devices_of("cuda") == ("cuda",)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert devices_of("cuda") == ("cuda:0", "cuda:1", "cuda:2")
+    assert devices_of("cuda:1") == ("cuda:1",)
+    assert devices_of("cpu") == ("cpu",)
+
+
+class PretendProcess:
+    def join(self) -> None: ...
+
+    def terminate(self) -> None: ...
+
+
+def test_runs_are_shared_out_among_the_devices(
+    tmp_path: Path, runs: list[RunSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each on the device with the fewest: the fourth takes the place of the one that has finished."""
+    monkeypatch.setattr(runner, "devices_of", lambda device: ("cuda:0", "cuda:1"))
+    placed: list[tuple[str, int]] = []
+    senders = []
+
+    def start(settings: RunSettings, options: RunOptions) -> tuple[Connection, PretendProcess]:
+        receiver, sender = Pipe(duplex=False)
+        placed.append((options.device, options.threads))
+        senders.append((sender, settings))
+        if len(placed) == 3:  # all places are taken: the second one ends
+            finish(1)
+        return receiver, PretendProcess()
+
+    def finish(index: int) -> None:
+        sender, settings = senders[index]
+        sender.send(RunEvent("finished", settings))
+
+    def end_the_rest(event: RunEvent) -> None:
+        if event.kind == "started" and len(placed) == 4:
+            for index in (0, 2, 3):
+                finish(index)
+
+    monkeypatch.setattr(runner, "_start", start)
+    four = [runs[0].model_copy(update={"realisation": number}) for number in range(4)]
+    options = RunOptions(tmp_path, device="cuda", threads=7)
+    assert run_sweep(four, options, jobs=3, on_event=end_the_rest) == []
+    assert placed == [("cuda:0", 2), ("cuda:1", 2), ("cuda:0", 2), ("cuda:1", 2)]
+
+
+def test_a_run_keeps_its_memory_and_has_huge_pages(
+    tmp_path: Path, runs: list[RunSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[bool] = []
+    monkeypatch.setattr(runner, "keep_memory", lambda: kept.append(True))
+    monkeypatch.setattr(runner, "execute_run", lambda *_, **__: 1 / 0)
+    receiver, sender = Pipe(duplex=False)
+    runner._work(runs[0], RunOptions(tmp_path), sender)
+    assert "ZeroDivisionError" in receiver.recv().message
+    assert kept == [True]

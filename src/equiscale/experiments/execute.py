@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +33,7 @@ from equiscale.experiments.records import (
     record_path,
     write_record,
 )
+from equiscale.experiments.spec import Protocol
 from equiscale.models import create_model
 from equiscale.train import (
     Checkpoint,
@@ -48,9 +50,10 @@ from equiscale.train import (
 from equiscale.train.checkpoint import storable
 from equiscale.train.loop import error_percent
 
-# Images of a batch in evaluation: so many, but of large ones not more than these pixels, as memory allows.
-_EVALUATION_BATCH = 256
-_EVALUATION_PIXELS = 2**20
+# The largest batch of an evaluation, and what the largest layer's input and output may take then. On the
+# CPU more images bring nothing (benchmarks/throughput.py); a GPU is busy with thousands only.
+_EVALUATION_BATCH = {"cpu": 512, "cuda": 4096}
+_EVALUATION_BYTES = {"cpu": 2**29, "cuda": 2**33}
 # A split that is larger stays in main memory, from where each batch moves to the device.
 _RESIDENT_BYTES = 8 * 2**30
 # MNIST-scale's, for data that give no edges of their own.
@@ -178,6 +181,11 @@ class _Run:
         self.history: list[EpochResult] = []
         self.notes = list(info.notes)
 
+    @cached_property
+    def evaluation_batch(self) -> int:
+        """Images at a time in an evaluation."""
+        return evaluation_batch(self.network, self.test.info.image_shape, self.device)
+
     def train(self, on_epoch: Callable[[EpochResult], None] | None) -> TrainState:
         """Train to the last epoch."""
 
@@ -265,9 +273,10 @@ class _Run:
         return TensorBatches(
             split.images.to(device),
             split.labels.to(device),
-            batch_size=batch_size or _evaluation_batch(split.info),
+            batch_size=batch_size or self.evaluation_batch,
             transform=transform or self._normalized,
             shuffle=shuffle,
+            device=self.device,
         )
 
     def _transform(self) -> Transform:
@@ -275,18 +284,17 @@ class _Run:
         return augmented[self.settings.augment]
 
     def _normalized(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return normalize(images.to(self.device), self.train_split.mean, self.train_split.std)
+        return normalize(images, self.train_split.mean, self.train_split.std)
 
     def _rescaled(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         low, high = self.settings.protocol.augment_range
-        images = images.to(self.device)
         return self._normalized(random_rescale(images, low=low, high=high, generator=_given(generator)))
 
     def _cropped(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         side = images.shape[-1]
         pad, cutout = recipe_for(side)
         return crop_flip_cutout(
-            images.to(self.device),
+            images,
             pad=pad,
             crop=side,
             cutout=cutout,
@@ -390,6 +398,11 @@ def _misfit(settings: RunSettings, info: DatasetInfo, reason: str) -> str:
     )
 
 
+def numerics_of(protocol: Protocol) -> Numerics:
+    """How the protocol's forward passes compute."""
+    return Numerics(protocol.precision, protocol.channels_last, protocol.compile, protocol.cuda_graphs)
+
+
 def _train_config(settings: RunSettings) -> TrainConfig:
     protocol = settings.protocol
     return TrainConfig(
@@ -401,7 +414,7 @@ def _train_config(settings: RunSettings) -> TrainConfig:
         optimizer=OptimizerSettings(
             protocol.optimizer, protocol.momentum, protocol.nesterov, protocol.weight_decay
         ),
-        numerics=Numerics(protocol.precision, protocol.channels_last),
+        numerics=numerics_of(protocol),
         accumulate=protocol.accumulate,
         ema_decay=protocol.ema_decay,
         select=protocol.select,
@@ -438,9 +451,30 @@ def _given(generator: torch.Generator | None) -> torch.Generator:
     return generator
 
 
-def _evaluation_batch(info: DatasetInfo) -> int:
-    pixels = info.image_shape[1] * info.image_shape[2]
-    return max(1, min(_EVALUATION_BATCH, _EVALUATION_PIXELS // pixels))
+def evaluation_batch(network: nn.Module, image_shape: tuple[int, ...], device: torch.device) -> int:
+    """Images at a time in an evaluation: a power of two, as memory allows."""
+    largest, budget = _EVALUATION_BATCH.get(device.type, 512), _EVALUATION_BYTES.get(device.type, 2**29)
+    fitting = min(largest, budget // _bytes_an_image(network, image_shape, device))
+    return 1 << max(0, fitting.bit_length() - 1)
+
+
+def _bytes_an_image(network: nn.Module, image_shape: tuple[int, ...], device: torch.device) -> int:
+    """What the largest layer's input and output take."""
+    sizes = [1]
+
+    def look(_: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+        sizes.append(sum(tensor.nbytes for tensor in (*inputs, output) if isinstance(tensor, Tensor)))
+
+    training = network.training
+    hooks = [module.register_forward_hook(look) for module in network.modules()]
+    try:
+        with torch.no_grad():
+            network.eval()(torch.zeros(1, *image_shape, device=device))
+    finally:
+        network.train(training)
+        for hook in hooks:
+            hook.remove()
+    return max(sizes)
 
 
 def _by_factor(test: Dataset, wrong: Tensor) -> FactorErrors | None:

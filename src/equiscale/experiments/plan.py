@@ -30,6 +30,8 @@ class Selection:
         realisations: Realisations of the data sets.
         epochs: Another number of epochs; the learning rate's steps move in proportion.
         precision: Another precision.
+        compile: Whether steps are compiled.
+        cuda_graphs: Whether they are recorded as CUDA graphs.
     """
 
     models: str = "*"
@@ -38,6 +40,8 @@ class Selection:
     epochs: int | None = None
     datasets: str = "*"
     precision: Precision | None = None
+    compile: bool | None = None
+    cuda_graphs: bool | None = None
 
 
 def plan_runs(suite: Suite, selection: Selection | None = None) -> list[RunSettings]:
@@ -58,9 +62,9 @@ def plan_runs(suite: Suite, selection: Selection | None = None) -> list[RunSetti
     datasets = _matching("a data set", chosen.datasets, suite.datasets)
     augmentations = _subset("augment", chosen.augment, suite.augmentations)
     realisations = _subset("realisations", chosen.realisations, suite.realisations)
-    protocol = suite.protocol if chosen.epochs is None else suite.protocol.cut(chosen.epochs)
-    if chosen.precision is not None:
-        protocol = protocol.model_copy(update={"precision": chosen.precision})
+    protocol = _numerics_replaced(suite.protocol, chosen)
+    if chosen.epochs is not None:
+        protocol = protocol.cut(chosen.epochs)
     runs = [
         RunSettings(
             suite=suite.name,
@@ -82,6 +86,11 @@ def plan_runs(suite: Suite, selection: Selection | None = None) -> list[RunSetti
             f"augment {', '.join(augmentations)} on data {chosen.datasets!r}; select more"
         )
     return sorted(runs, key=lambda run: run.treatment not in suite.treatments)
+
+
+def _numerics_replaced(protocol: Protocol, chosen: Selection) -> Protocol:
+    wanted = {name: getattr(chosen, name) for name in ("precision", "compile", "cuda_graphs")}
+    return protocol.model_copy(update={name: value for name, value in wanted.items() if value is not None})
 
 
 def _treatments(suite: Suite, augment: Augmentation) -> list[Treatment]:

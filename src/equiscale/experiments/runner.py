@@ -3,12 +3,12 @@
 import multiprocessing
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -21,9 +21,31 @@ from equiscale.experiments.execute import (
     check_networks,
     checkpoint_path,
     execute_run,
+    numerics_of,
 )
 from equiscale.experiments.records import RunRecord, RunSettings, read_record, record_path
 from equiscale.train import EpochResult
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """How many runs go side by side.
+
+    Args:
+        total: At most so many; 0: as many as there are places.
+        on_each: Places on each device, which a CPU is too; 0: one a core, on a GPU one.
+
+    Raises:
+        SettingError: For a negative number.
+    """
+
+    total: int = 0
+    on_each: int = 0
+
+    def __post_init__(self) -> None:
+        for what, number in (("jobs", self.total), ("jobs on each device", self.on_each)):
+            if number < 0:
+                raise SettingError(f"expected 0 {what} (automatic) or more, got {number}")
 
 
 @dataclass(frozen=True)
@@ -42,7 +64,7 @@ def prepare_options(
     folder: Path,
     data_root: Path | None,
     device: str,
-    jobs: int,
+    jobs: Jobs,
     resume: bool,
 ) -> tuple[RunOptions, int]:
     """Check device, networks and data before any work starts; decide how many runs go side by side.
@@ -51,14 +73,16 @@ def prepare_options(
         The options, and the number of jobs.
 
     Raises:
-        SettingError: For an unknown or missing device, a negative number of jobs, or a network that is
-            not for the images of its data set.
+        SettingError: For an unknown or missing device, numerics that it does not have, or a network that
+            is not for the images of its data set.
         ModelError: For an unknown model or override.
         DataError: If the data of a run are missing or damaged.
         OSError: If the results folder cannot be written.
     """
     chosen = check_device(device)
     side_by_side = choose_jobs(jobs, device=chosen, runs=len(runs))
+    for protocol in dict.fromkeys(run.protocol for run in runs):
+        numerics_of(protocol).check(torch.device(chosen))
     check_networks({run.treatment: run for run in runs}.values(), data_root=data_root)
     for dataset, realisation in dict.fromkeys((run.dataset, run.realisation) for run in runs):
         check_available(dataset, realisation=realisation, root=data_root)
@@ -67,16 +91,17 @@ def prepare_options(
     return options, side_by_side
 
 
-def choose_jobs(jobs: int, *, device: str, runs: int) -> int:
-    """How many runs go side by side: as many as asked for, or with 0 one a core, and on a GPU one.
+def choose_jobs(jobs: Jobs, *, device: str, runs: int) -> int:
+    """How many runs go side by side: as many as there are places, as were asked for, and as there are."""
+    on_each = jobs.on_each or (1 if device.startswith("cuda") else available_cores())
+    places = on_each * len(devices_of(device))
+    return max(1, min(jobs.total or places, places if jobs.on_each else runs, runs))
 
-    Raises:
-        SettingError: For a negative number.
-    """
-    if jobs < 0:
-        raise SettingError(f"expected 0 jobs (automatic) or more, got {jobs}")
-    automatic = 1 if device.startswith("cuda") else available_cores()
-    return max(1, min(jobs or automatic, runs))
+
+def devices_of(device: str) -> tuple[str, ...]:
+    """The devices among which runs are shared out: all GPUs for "cuda", else the one that is named."""
+    count = torch.cuda.device_count() if device == "cuda" else 1
+    return tuple(f"{device}:{index}" for index in range(count)) if count > 1 else (device,)
 
 
 def _check_writable(folder: Path) -> None:
@@ -149,7 +174,8 @@ def run_sweep(
 
     Args:
         runs: What to run.
-        options: Where and how; its threads are shared out among the jobs.
+        options: Where and how; its threads are shared out among the jobs, and for "cuda" the jobs among
+            all GPUs.
         jobs: Processes at a time.
         on_event: Called with everything that happens.
 
@@ -170,7 +196,7 @@ def run_sweep(
 
 
 def _run_processes(runs: Sequence[RunSettings], options: RunOptions, jobs: int) -> Iterator[RunEvent]:
-    waiting, active = list(runs), dict[Connection, tuple[SpawnProcess, RunSettings]]()
+    waiting, active = list(runs), dict[Connection, _Active]()
     try:
         while waiting or active:
             while waiting and len(active) < jobs:
@@ -178,16 +204,31 @@ def _run_processes(runs: Sequence[RunSettings], options: RunOptions, jobs: int) 
                 if is_finished(settings, options):  # by another sweep, meanwhile
                     yield RunEvent("skipped", settings)
                     continue
-                receiver, process = _start(settings, options)
-                active[receiver] = (process, settings)
+                device = _least_used(devices_of(options.device), active.values())
+                receiver, process = _start(settings, replace(options, device=device))
+                active[receiver] = _Active(process, settings, device)
                 yield RunEvent("started", settings)
             ready = wait(list(active)) if active else []
             for receiver in [receiver for receiver in active if receiver in ready]:
                 yield from _receive(receiver, active, options)
     finally:
-        for process, _ in active.values():
-            process.terminate()
-            process.join()
+        for run in active.values():
+            run.process.terminate()
+            run.process.join()
+
+
+class _Active(NamedTuple):
+    """A run in its process."""
+
+    process: SpawnProcess
+    settings: RunSettings
+    device: str
+
+
+def _least_used(devices: Sequence[str], active: Iterable[_Active]) -> str:
+    """The device with the fewest runs, the first of several."""
+    used = [run.device for run in active]
+    return min(devices, key=used.count)
 
 
 def _start(settings: RunSettings, options: RunOptions) -> tuple[Connection, SpawnProcess]:
@@ -201,10 +242,10 @@ def _start(settings: RunSettings, options: RunOptions) -> tuple[Connection, Spaw
 
 
 def _receive(
-    receiver: Connection, active: dict[Connection, tuple[SpawnProcess, RunSettings]], options: RunOptions
+    receiver: Connection, active: dict[Connection, _Active], options: RunOptions
 ) -> Iterator[RunEvent]:
     """One event of a run; the end of the stream without a last word means that its process died."""
-    process, settings = active[receiver]
+    process, settings, _ = active[receiver]
     try:
         event: RunEvent = receiver.recv()
     except EOFError:

@@ -67,6 +67,8 @@ class Protocol(_Frozen):
         accumulate: Parts into which each batch is cut to save memory.
         precision: "bfloat16" for autocast in the forward pass; the weights are float32.
         channels_last: Whether images lie in memory with their channels last.
+        compile: Whether torch.compile translates the forward pass and its gradient.
+        cuda_graphs: Whether they are recorded as a CUDA graph and replayed.
         ema_decay: Test a moving average of the weights; None: the weights themselves.
         select: Which epoch is tested: the best one on the validation split, or the last.
         test_every: Measure the test error after each so many epochs too, for the record alone.
@@ -87,6 +89,8 @@ class Protocol(_Frozen):
     accumulate: PositiveInt = 1
     precision: Precision = "float32"
     channels_last: bool = False
+    compile: bool = False
+    cuda_graphs: bool = False
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = None
     select: Literal["best-validation", "last"] = "best-validation"
     test_every: PositiveInt | None = None
