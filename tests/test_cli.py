@@ -200,3 +200,42 @@ def test_help_starts_without_torch_or_other_heavy_packages() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0, done.stderr
     assert "reproduce" in done.stdout
+
+
+def test_bench_refuses_unknown_networks_and_records_before_it_measures(tmp_path: Path) -> None:
+    output = tmp_path / "speed.json"
+    for arguments, message in (
+        (("mnist_ses_scaler_28",), "mnist_ses_scalar_28"),
+        (("mnist_cnn_28", "--peer", tmp_path), "expected a checkout of the public SESN code"),
+        (("mnist_cnn_28", "--compare", tmp_path / "no.json"), "expected the record of a benchmark"),
+        (("mnist_cnn_28", "--rounds", 0), "rounds"),
+    ):
+        code, text = invoke("bench", *arguments, "--output", output)
+        assert (code, "Traceback" in text) == (2, False)
+        assert text.startswith("equiscale: expected")
+        assert message in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bench_measures_compares_and_writes_tables_and_plots(tmp_path: Path) -> None:
+    output, older, document = tmp_path / "speed.json", tmp_path / "older.json", tmp_path / "page.md"
+    options = ("--batch-size", 2, "--rounds", 1, "--threads", 1, "--device", "cpu", "--no-memory")
+    code, text = invoke("bench", "mnist_cnn_28", *options, "--output", output)
+    assert code == 0
+    assert "ours" in text
+    assert {path.name for path in tmp_path.iterdir()} == {"speed.json", "speed.svg", "speed-roofline.svg"}
+    record = json.loads(output.read_text())
+    assert record["settings"]["rounds"] == 1
+
+    assert invoke("bench", "--read", output, "--compare", output)[0] == 0
+    for timing in (mode["seconds"] for mode in record["models"][0]["kinds"][0].values() if mode != "ours"):
+        timing |= {name: timing[name] / 2 for name in ("median", "quartile_1", "quartile_3")}
+    older.write_text(json.dumps(record))
+    code, text = invoke("bench", "--read", output, "--compare", older)
+    assert (code, text.splitlines()[-1]) == (1, "2 of 2 worse, 0 better, beyond 5 % and the noise")
+
+    document.write_text("<!-- table:speed -->\n<!-- /table:speed -->\n")
+    assert invoke("bench", "--read", output, "--into", document)[0] == 0
+    assert "| `mnist_cnn_28`, 2 images |" in document.read_text()
+    older.write_text("{}")
+    assert invoke("bench", "--read", older)[0] == 2

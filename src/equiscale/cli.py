@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -487,7 +487,7 @@ def _show_estimates(runs: "list[RunSettings]", *, root: Path | None, device: str
 
 
 def _measure(
-    wanted: "dict[str, object]", older: "BenchmarkRecord | None", *, peer: Path | None, output: Path
+    wanted: Mapping[str, object], older: "BenchmarkRecord | None", *, peer: Path | None, output: Path
 ) -> "BenchmarkRecord":
     """Measure, and draw the plots; what was not asked for is as in the older record, if there is one."""
     from equiscale.experiments.benchmark.compare import check_comparable

@@ -259,7 +259,7 @@ def _paint_roof(axes: Axes, peaks: Peaks, intensities: Sequence[float]) -> None:
     axes.fill_between([low, ridge, high], roof, [bottom] * 3, color=RULE, alpha=0.28, linewidth=0, zorder=0)
     axes.set_ylim(bottom=bottom)
     axes.set_xlim(low, high)
-    label = {"textcoords": "offset points", "fontsize": 9, "color": INK}
+    label: dict[str, Any] = {"textcoords": "offset points", "fontsize": 9, "color": INK}
     axes.annotate(
         f"{peaks.flops / _GIGA:.0f} GFLOP/s", (high, peaks.flops / _GIGA), xytext=(-4, 5), ha="right", **label
     )
@@ -283,7 +283,12 @@ def _legend(figure: Figure, kinds: Sequence[Kind], networks: Sequence[str] = ())
         lines = [Line2D([], [], label=KIND_NAMES[kind], **_marker_style(kind)) for kind in kinds]
     else:
         lines = [Line2D([], [], label=KIND_NAMES[kind], color=_COLORS[kind], linewidth=5) for kind in kinds]
-        hollow = {"color": _COLORS["ours"], "markerfacecolor": "white", "marker": "o", "markersize": 7}
+        hollow: dict[str, Any] = {
+            "color": _COLORS["ours"],
+            "markerfacecolor": "white",
+            "marker": "o",
+            "markersize": 7,
+        }
         if "dense" in kinds:
             lines.append(Line2D([], [], linestyle="none", label="dense arithmetic in our time", **hollow))
         lines += [

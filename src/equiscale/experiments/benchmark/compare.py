@@ -146,4 +146,4 @@ def _range(timing: Timing) -> Range:
 def _drift(old: Probes, new: Probes) -> float:
     """The geometric mean of how much longer each probe takes."""
     pairs = [(getattr(old, name), getattr(new, name)) for name in type(old).model_fields]
-    return prod(now.median / then.median for then, now in pairs) ** (1 / len(pairs))
+    return float(prod(now.median / then.median for then, now in pairs) ** (1 / len(pairs)))

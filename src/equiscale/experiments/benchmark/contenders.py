@@ -1,8 +1,6 @@
 """What is measured of a network: ours, the published formulation, the public code, a plain CNN."""
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,15 +9,14 @@ from torch import Tensor, nn
 
 from equiscale.deploy import load_published_state_dict
 from equiscale.errors import BenchmarkError, CheckpointError, ModelError, SettingError
+from equiscale.experiments.benchmark.dense import as_published, has_published_form
 from equiscale.experiments.benchmark.peer import PublicCode
 from equiscale.experiments.benchmark.record import Kind, Precision
-from equiscale.functional.algorithms import algorithm
 from equiscale.models import create_model, list_models, model_entry
 from equiscale.models.mnist import MnistSettings
 from equiscale.models.registry import ModelSettings
 from equiscale.models.scale_generalisation import AnySizeSettings
 from equiscale.models.wide_resnet import WideResNetSettings
-from equiscale.nn import SteerableConv2d
 from equiscale.train import OptimizerSettings
 
 DEFAULT_MODELS: Final = (
@@ -142,12 +139,10 @@ class Contender:
     Args:
         kind: Which.
         network: With its weights.
-        forced: The context in which it computes.
     """
 
     kind: Kind
     network: nn.Module
-    forced: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
 def choose_models(names: Iterable[str]) -> tuple[str, ...]:
@@ -191,19 +186,14 @@ def build(subject: Subject, kind: Kind) -> Contender:
     """
     if kind == "cnn":
         name, same = subject.family.plain(subject.settings)
-        size = {"num_classes": subject.settings.num_classes, "in_channels": subject.settings.in_channels}
-        return Contender("cnn", create_model(name, **size, **same))
+        classes, channels = subject.settings.num_classes, subject.settings.in_channels
+        return Contender("cnn", create_model(name, num_classes=classes, in_channels=channels, **same))
     if kind == "peer":
         if subject.peer is None:
             raise BenchmarkError(f"expected the public code to build {subject.model}, got none")
         return Contender("peer", subject.peer.build(subject.model, subject.settings.num_classes))
     network = create_model(subject.model, num_classes=subject.settings.num_classes)
-    return Contender(kind, network, nullcontext if kind == "ours" else published_formulation)
-
-
-def published_formulation() -> AbstractContextManager[None]:
-    """The context in which every layer computes as published."""
-    return algorithm("dense")
+    return Contender(kind, network if kind == "ours" else as_published(network))
 
 
 def line_up(subject: Subject, notes: list[str]) -> list[Contender]:
@@ -216,8 +206,8 @@ def line_up(subject: Subject, notes: list[str]) -> list[Contender]:
     ours = build(subject, "ours")
     found = [ours]
     peer = None if subject.peer is None else _peer(subject, ours.network, notes)
-    if any(isinstance(module, SteerableConv2d) for module in ours.network.modules()):
-        found.append(Contender("dense", deepcopy(ours.network), published_formulation))
+    if has_published_form(ours.network):
+        found.append(Contender("dense", as_published(ours.network)))
     if peer is not None:
         found.append(peer)
     if subject.plain is not None:
@@ -246,8 +236,7 @@ def check_equal(contenders: Sequence[Contender], images: Tensor, precision: Prec
     ours, *others = (contender for contender in contenders if contender.kind != "cnn")
     expected = ours.network.eval()(images)
     for other in others:
-        with other.forced():
-            got = other.network.eval()(images)
+        got = other.network.eval()(images)
         difference = float((got - expected).abs().max() / expected.abs().max())
         if not difference <= _TOLERANCES[precision]:
             raise BenchmarkError(

@@ -85,13 +85,11 @@ def make_step(contender: Contender, subject: Subject, mode: Mode, precision: Pre
 
     def train() -> None:
         optimizer.zero_grad()
-        with contender.forced():
-            loss = cross_entropy(numerics.logits(network, images), labels)
-            loss.backward()  # type: ignore[no-untyped-call]
+        cross_entropy(numerics.logits(network, images), labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     def evaluate() -> Tensor:
-        with torch.no_grad(), contender.forced():
+        with torch.no_grad():
             return numerics.logits(network, images)
 
     return train if mode == "train" else evaluate

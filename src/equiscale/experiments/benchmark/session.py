@@ -228,7 +228,7 @@ class _Session:
 def algorithms_in_use(network: nn.Module) -> dict[str, str]:
     """Which algorithm computed which layer last, by the layer's name."""
     caches = {
-        name: getattr(module, "cache", None)
+        name: getattr(module, "filter_cache", None)
         for name, module in network.named_modules()
         if isinstance(module, SteerableConv2d)
     }

@@ -1,6 +1,6 @@
 """What one step does: the arithmetic and the traffic of every operation of torch in it."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -30,9 +30,10 @@ def operations(step: Callable[[], object]) -> list[Operation]:
         >>> operations(lambda: a @ b)
         [Operation(flops=48, bytes=104)]
     """
-    with _Counter() as counter:
+    found: list[Operation] = []
+    with _Counter(found):
         step()
-    return counter.found
+    return found
 
 
 def summary(found: Iterable[Operation], peaks: Peaks) -> Work:
@@ -51,10 +52,10 @@ def summary(found: Iterable[Operation], peaks: Peaks) -> Work:
     )
 
 
-class _Counter(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[Operation] = []
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self, found: list[Operation]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found = found
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -64,7 +65,7 @@ class _Counter(TorchDispatchMode):
         if not (func.is_view or func.overloadpacket in _NOTHING_IS_MOVED):
             count = flop_registry.get(func.overloadpacket)
             flops = int(count(*args, **kwargs, out_val=result)) if count else 0
-            touched = sum(map(_bytes, _tensors((args, kwargs, result))))
+            touched = _touched(func, args, kwargs, result)
             if flops or touched:
                 self.found.append(Operation(flops, touched))
         return result
@@ -84,16 +85,28 @@ _NOTHING_IS_MOVED = {
 }
 
 
-def _tensors(values: Any) -> Iterator[Tensor]:
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, dict):
-        yield from _tensors(tuple(values.values()))
-    elif isinstance(values, tuple | list):
-        for value in values:
-            yield from _tensors(value)
+# Which write into a tensor without reading it.
+_OVERWRITES = {_aten.copy_, _aten.zero_, _aten.fill_, _aten.bernoulli_, _aten.uniform_, _aten.normal_}
 
 
-def _bytes(tensor: Tensor) -> int:
-    """Of an expanded tensor, what there is of it in memory."""
-    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
+def _touched(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
+    """Bytes of operands that are read, and of results and operands that are written."""
+    schema = func._schema
+    given = dict(zip((argument.name for argument in schema.arguments), args, strict=False)) | kwargs
+    touched = 0
+    for argument in schema.arguments:
+        written = argument.alias_info is not None and argument.alias_info.is_write
+        read = not (written and (argument.is_out or func.overloadpacket in _OVERWRITES))
+        touched += (written + read) * _bytes(given.get(argument.name))
+    results = result if isinstance(result, tuple) and len(schema.returns) > 1 else (result,)
+    new = (value for value, kind in zip(results, schema.returns, strict=False) if kind.alias_info is None)
+    return touched + sum(map(_bytes, new))
+
+
+def _bytes(value: Any) -> int:
+    """Of a tensor, or of all in a list; of an expanded one what there is of it in memory."""
+    if isinstance(value, tuple | list):
+        return sum(map(_bytes, value))
+    if not isinstance(value, Tensor):
+        return 0
+    return min(value.numel() * value.element_size(), value.untyped_storage().nbytes())
