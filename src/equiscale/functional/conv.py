@@ -8,8 +8,8 @@ from torch.nn.functional import conv2d
 
 from equiscale._typing import BasisTensor, ScaleMap
 from equiscale.errors import SettingError, ShapeError
-from equiscale.functional.algorithms.convolution import Convolution
-from equiscale.functional.algorithms.planner import maps, stacked
+from equiscale.functional.algorithms.convolution import Convolution, stacked
+from equiscale.functional.algorithms.planner import maps
 from equiscale.functional.geometry import ConvGeometry
 from equiscale.functional.project import fold_max
 
@@ -173,7 +173,7 @@ def convolve(name: str, operands: Convolution) -> Tensor:
     """The lifting or the scale convolution of unchecked operands."""
     operands = checked(name, operands)
     if operands.geometry.projection is None:
-        return stacked(maps(operands))
+        return stacked(list(maps(operands)))
     projected = fold_max(maps(replace(operands, bias=None)))
     # The same bias on every scale moves their maximum.
     return projected if operands.bias is None else projected + operands.bias.view(-1, 1, 1).to(projected.dtype)

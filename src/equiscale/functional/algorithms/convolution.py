@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -144,13 +145,14 @@ class Convolution:
             return [min(other, self.num_scales - 1) for other in seen]
         return [other for other in seen if other < self.num_scales]
 
-    def image(self, scale: int) -> Image:
-        """What is seen of one scale: (B, C, H, W)."""
-        return self.x if self.lifts else self.x[:, :, scale]
+    @cached_property
+    def images(self) -> Sequence[Image]:
+        """What each scale holds, (B, C, H, W); of an image, itself on every scale."""
+        return (self.x,) * self.num_scales if self.lifts else unstacked(self.x)
 
     def seen(self, scale: int) -> Image:
         """The images of all slots, behind the channels as in the filters: (B, C·n, H, W)."""
-        images = [self.image(slot) for slot in self.slots(scale)]
+        images = [self.images[slot] for slot in self.slots(scale)]
         return images[0] if len(images) == 1 else torch.stack(images, 2).flatten(1, 2)
 
     def window_basis(self, scale: int, window: int | None = None) -> Tensor:
@@ -184,6 +186,35 @@ class Convolution:
         return self.geometry.margin(self.kernel_size) - (self.kernel_size - window) // 2
 
 
+def stacked(images: Sequence[Image]) -> Tensor:
+    """The scale map of its scales' images, in memory one scale behind the other, each as it is."""
+    axes = range(4)
+    order = sorted(axes, key=lambda axis: (-images[0].stride(axis), axis))  # from slowest to fastest
+    whole = torch.stack([image.permute(order) for image in images])
+    back = [1 + order.index(axis) for axis in axes]
+    return whole.permute(back[0], back[1], 0, back[2], back[3])
+
+
+def unstacked(x: Tensor) -> tuple[Image, ...]:
+    """The images of a scale map's scales; their gradients come together as in `stacked`."""
+    images: tuple[Image, ...] = _Unstacked.apply(x)
+    return images
+
+
+class _Unstacked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        return x.unbind(2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Tensor | None:
+        known = next((grad for grad in grads if grad is not None), None)
+        if known is None:
+            return None
+        return stacked([torch.zeros_like(known) if grad is None else grad for grad in grads])
+
+
 def framed(x: Tensor, margin: int, geometry: ConvGeometry) -> tuple[Tensor, int]:
     """The image cropped or padded as the geometry says, and the zeros that are still to be added."""
     if margin < 0:
@@ -191,3 +222,16 @@ def framed(x: Tensor, margin: int, geometry: ConvGeometry) -> tuple[Tensor, int]
     if margin > 0 and geometry.padding_mode != "zeros":
         return pad(x, [margin] * 4, mode=geometry.padding_mode), 0
     return x, margin
+
+
+def working_dtype(x: Tensor) -> torch.dtype:
+    """Half precision would lose in a sum over frequencies what it keeps in one over a window."""
+    return x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
+
+
+def result_dtype(x: Tensor) -> torch.dtype:
+    """As an ordinary convolution: autocast's type under autocast, but for double precision."""
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(kind)
+    return x.dtype

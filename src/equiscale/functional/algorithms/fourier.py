@@ -6,10 +6,9 @@ from typing import Any, Final, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from equiscale._typing import Image
-from equiscale.functional.algorithms.convolution import Convolution, framed
+from equiscale.functional.algorithms.convolution import Convolution, framed, result_dtype, working_dtype
 from equiscale.functional.algorithms.dft import Periods, filter_spectrum, spectrum, synthesis
 
 _Parts: TypeAlias = tuple[Tensor, Tensor]  # real and imaginary
@@ -38,9 +37,11 @@ class Cut:
     starts: tuple[int, ...]
     before: int = 0
 
-    def around(self, size: int) -> tuple[int, int]:
-        """Zeros to be put before and after so many pixels, for whole tiles."""
-        return self.before, (self.tiles - 1) * self.step + self.side - self.before - size
+    def overlap(self, tile: int, size: int) -> tuple[slice, slice]:
+        """The pixels of a tile that lie in an image of this size, counted in the tile and in the image."""
+        first = tile * self.step - self.before
+        start, stop = max(first, 0), max(min(first + self.side, size), 0)
+        return slice(start - first, stop - first), slice(start, stop)
 
 
 Tiling: TypeAlias = tuple[Cut, Cut]  # along H and along W
@@ -55,7 +56,7 @@ def fourier(convolution: Convolution) -> Iterator[Image]:
         with torch.autocast(convolution.x.device.type, enabled=False):
             y = _scale(convolution, scale, common if shared else own, spectra)
         spectra = spectra if convolution.lifts else {k: v for k, v in spectra.items() if k > scale}
-        yield y.to(_result_dtype(convolution.x))
+        yield y.to(result_dtype(convolution.x))
 
 
 def _scale(convolution: Convolution, scale: int, window: int, spectra: dict[Any, Any]) -> Image:
@@ -76,21 +77,60 @@ def _scale(convolution: Convolution, scale: int, window: int, spectra: dict[Any,
 
 
 def _transformed(convolution: Convolution, slot: int, window: int) -> tuple[_Parts, Tiling]:
-    x = convolution.image(slot).to(_working_dtype(convolution.x))
+    x = convolution.images[slot].to(working_dtype(convolution.x))
     x, _ = framed(x, convolution.margin(window), convolution.geometry)
     rows, columns = cuts = tiling(convolution, window)[0]
-    pixels = _in_tiles(x.permute(3, 2, 0, 1), rows, columns).contiguous()
-    return spectrum(pixels, Periods(rows.period, columns.period)), cuts
+    pixels = x.permute(3, 2, 0, 1)
+    if rows.tiles > 1 or columns.tiles > 1:
+        pixels = _Tiles.apply(pixels, rows, columns)
+    return spectrum(pixels.contiguous(), Periods(rows.period, columns.period)), cuts
 
 
-def _in_tiles(x: Tensor, rows: Cut, columns: Cut) -> Tensor:
-    """From (W, H, B, C) to (side, side, tiles·B, C)."""
-    if rows.tiles == columns.tiles == 1:
+class _Tiles(torch.autograd.Function):
+    """From (W, H, B, C) to overlapping tiles (side, side, tiles·B, C), zeros beyond the border."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Cut, columns: Cut) -> Tensor:
+        ctx.cuts, ctx.size = (rows, columns), x.shape
+        shape = (columns.side, rows.side, columns.tiles, rows.tiles, *x.shape[2:])
+        tiles = x.new_zeros(shape)
+        for column, row, (there, here) in _overlaps(rows, columns, x.shape[:2]):
+            tiles[(*there, column, row)] = x[here]
+        return tiles.flatten(2, 4)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _Untiled.apply(grad, *ctx.cuts, ctx.size), None, None
+
+
+class _Untiled(torch.autograd.Function):
+    """The sum of overlapping tiles in their places: the adjoint of `_Tiles`."""
+
+    @staticmethod
+    def forward(ctx: Any, tiles: Tensor, rows: Cut, columns: Cut, size: torch.Size) -> Tensor:
+        ctx.cuts = rows, columns
+        tiles = tiles.unflatten(2, (columns.tiles, rows.tiles, size[2]))
+        x = tiles.new_zeros(size)
+        for column, row, (there, here) in _overlaps(rows, columns, size[:2]):
+            x[here] += tiles[(*there, column, row)]
         return x
-    around = [side for cut, size in ((rows, x.shape[1]), (columns, x.shape[0])) for side in cut.around(size)]
-    x = pad(x, [0, 0, 0, 0, *around])
-    x = x.unfold(0, columns.side, columns.step).unfold(1, rows.side, rows.step)
-    return x.permute(4, 5, 0, 1, 2, 3).flatten(2, 4)  # from (tiles, tiles, B, C, side, side)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return _Tiles.apply(grad, *ctx.cuts), None, None, None
+
+
+_Slices: TypeAlias = tuple[slice, slice]
+
+
+def _overlaps(
+    rows: Cut, columns: Cut, size: Sequence[int]
+) -> Iterator[tuple[int, int, tuple[_Slices, _Slices]]]:
+    """Every tile's column and row, with the slices of the tile and of the image that are the same pixels."""
+    for column in range(columns.tiles):
+        for row in range(rows.tiles):
+            (across, wide), (down, high) = columns.overlap(column, size[0]), rows.overlap(row, size[1])
+            yield column, row, ((across, down), (wide, high))
 
 
 def _joined(pixels: Tensor, rows: Cut, columns: Cut, size: tuple[int, int]) -> Tensor:
@@ -143,7 +183,7 @@ def _operations(convolution: Convolution, rows: Cut, columns: Cut) -> int:
 
 def _filters(convolution: Convolution, scale: int, number: int, window: int, periods: Periods) -> _Parts:
     """The transforms of one slot's filters, real and imaginary: (n·groups, C / groups, C' / groups)."""
-    dtype, groups = _working_dtype(convolution.x), convolution.geometry.groups
+    dtype, groups = working_dtype(convolution.x), convolution.geometry.groups
 
     def transform_basis() -> Tensor:
         return filter_spectrum(convolution.window_basis(scale, window).to(dtype), periods)
@@ -153,10 +193,11 @@ def _filters(convolution: Convolution, scale: int, number: int, window: int, per
         basis = convolution.kept_of_basis(("spectra", scale, window, periods, dtype), transform_basis)
         fan_out, fan_in, functions = weight.shape
         by_group = weight.view(groups, fan_out // groups, fan_in, functions).permute(3, 0, 2, 1)
-        made = (basis.flatten(0, 1) @ by_group.reshape(functions, -1)).view(
-            2, periods.frequencies * groups, fan_in, fan_out // groups
+        matrix, shape = (
+            by_group.reshape(functions, -1),
+            (periods.frequencies * groups, fan_in, fan_out // groups),
         )
-        return made[0], made[1]
+        return (basis[0] @ matrix).view(shape), (basis[1] @ matrix).view(shape)
 
     return convolution.kept(("spectra", scale, number, window, periods, dtype), build)
 
@@ -202,16 +243,3 @@ def _multiply(left: Sequence[Tensor], right: Sequence[Tensor], signs: tuple[int,
     real = torch.bmm(a, c).baddbmm_(b, d, alpha=-of_b * of_d)
     imaginary = torch.bmm(b, c).baddbmm_(a, d, beta=of_b, alpha=of_d)
     return real, imaginary
-
-
-def _working_dtype(x: Tensor) -> torch.dtype:
-    """Half precision would lose in a sum over frequencies what it keeps in one over a window."""
-    return x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
-
-
-def _result_dtype(x: Tensor) -> torch.dtype:
-    """As an ordinary convolution: autocast's type under autocast, but for double precision."""
-    kind = x.device.type
-    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(kind)
-    return x.dtype
