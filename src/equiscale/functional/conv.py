@@ -175,8 +175,9 @@ def convolve(name: str, operands: Convolution) -> Tensor:
     if operands.geometry.projection is None:
         return stacked(list(maps(operands)))
     projected = fold_max(maps(replace(operands, bias=None)))
-    # The same bias on every scale moves their maximum.
-    return projected if operands.bias is None else projected + operands.bias.view(-1, 1, 1).to(projected.dtype)
+    if operands.bias is None:
+        return projected
+    return projected + operands.bias.view(-1, 1, 1).to(projected.dtype)  # the same on every scale
 
 
 def checked(name: str, operands: Convolution) -> Convolution:

@@ -37,7 +37,7 @@ def _patches(convolution: Convolution, scale: int, window: int) -> Tensor:
 
 
 def _product(patches: Tensor, filters: Tensor, convolution: Convolution) -> Image:
-    groups, width, _, pixels = patches.shape
+    groups, width = patches.shape[:2]
     height, batch = convolution.output_size[0], convolution.x.shape[0]
     parts = []
     for group, kernels in enumerate(filters.chunk(groups)):
