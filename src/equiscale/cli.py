@@ -385,6 +385,8 @@ def bench(
     """Time a training step and an evaluation, against the published formulation and a plain CNN."""
     from rich.console import Console
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+
     console = Console(highlight=False)
     with _errors_as_messages("interrupted; the networks that were done are in the record"):
         from equiscale.experiments.benchmark.compare import compare as compare_records

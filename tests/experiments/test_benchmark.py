@@ -426,6 +426,32 @@ def test_a_process_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
         peak_in_own_process(task)
 
 
+def test_a_process_ends_with_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+
+    class Receiver:
+        def recv(self) -> None:
+            raise KeyboardInterrupt
+
+        def close(self) -> None:
+            ended.append("closed")
+
+    class Process:
+        def __init__(self, **_: object) -> None:
+            self.start = lambda: None
+            self.terminate = lambda: ended.append("terminated")
+            self.join = lambda: ended.append("joined")
+
+    context = type("Context", (), {"Process": Process, "Pipe": lambda self, duplex: (Receiver(), Receiver())})
+    monkeypatch.setattr(memory.multiprocessing, "get_context", lambda _: context())
+    task = MemoryTask(
+        Subject("mnist_cnn_28", 2), "ours", "train", BenchmarkSettings(models=("mnist_cnn_28",))
+    )
+    with pytest.raises(KeyboardInterrupt):
+        peak_in_own_process(task)
+    assert ended == ["closed", "terminated", "closed", "joined"]
+
+
 class _InThisProcess:
     """A context of multiprocessing whose processes are function calls."""
 

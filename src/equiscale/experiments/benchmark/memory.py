@@ -58,6 +58,9 @@ def peak_in_own_process(task: MemoryTask) -> int:
         result: int | str = receiver.recv()
     except EOFError:
         result = "its process died, perhaps for want of memory"
+    except BaseException:
+        process.terminate()
+        raise
     finally:
         receiver.close()
         process.join()
@@ -69,6 +72,8 @@ def peak_in_own_process(task: MemoryTask) -> int:
 def _work(task: MemoryTask, sender: Connection) -> None:
     try:
         sender.send(peak_memory(task))
+    except (BrokenPipeError, KeyboardInterrupt):
+        return  # the benchmark is gone or is ending
     except Exception as error:  # noqa: BLE001 (whatever it was, it is this process's last word)
         sender.send(f"{type(error).__name__}: {error}")
     finally:
