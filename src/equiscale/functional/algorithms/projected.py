@@ -1,0 +1,404 @@
+"""The basis first, the weights after: for few functions and many output channels.
+
+Every input channel is correlated with all F functions, and the result is a product of matrices with C·F in
+place of C·k·k columns. A function that is a product of a column and a row is applied along one axis after
+the other. Everything lies in memory as ``(W, H, B, C)``, so that all of it is products of matrices.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn.functional import conv2d
+
+from equiscale._typing import Image
+from equiscale.functional.algorithms.convolution import Convolution, framed, result_dtype, working_dtype
+from equiscale.functional.filters import synthesize_filters
+
+# Results of a strip: with a banded matrix each costs as many products as the strip sees pixels.
+_STRIP: Final = 16
+
+# Singular values and differences, in units of the precision, that are rounding.
+_ROUNDING: Final = 32
+
+
+def projected(convolution: Convolution) -> Iterator[Image]:
+    """Features of the basis functions, then a product with the weights."""
+    if not _by_matrices(convolution):
+        yield from (_by_convolutions(convolution, scale) for scale in range(convolution.num_scales))
+        return
+    images: dict[int, Tensor] = {}
+    for scale in range(convolution.num_scales):
+        with torch.autocast(convolution.x.device.type, enabled=False):
+            y = _scale(convolution, scale, images)
+        images = images if convolution.lifts else {k: v for k, v in images.items() if k > scale}
+        yield y.to(result_dtype(convolution.x))
+
+
+def projected_operations(convolution: Convolution) -> float:
+    """Operations of the forward pass of all scales."""
+    batch, (fan_out, fan_in, slots, _) = convolution.x.shape[0], convolution.weight.shape
+    total = 0.0
+    for scale, window in enumerate(convolution.sides):
+        rows, columns = _axes(convolution, window)
+        factors = _factors(convolution, scale)
+        pairs = sum(len(profiles) for profiles in factors.pairs)
+        along_width = len(factors.rows) * columns.products * rows.size
+        along_height = pairs * columns.count * rows.products
+        features = fan_in * convolution.geometry.groups * (along_width + along_height)
+        mixed = fan_out * fan_in * len(factors.pairs) * rows.count * columns.count
+        total += 2.0 * batch * slots * (features + mixed)
+    return total
+
+
+def _by_matrices(convolution: Convolution) -> bool:
+    """Whether nothing but values of x and of the weights is asked for: no trace, no gradient of the basis."""
+    x, basis = convolution.x, convolution.basis
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor
+    transformed = torch._C._are_functorch_transforms_active() or any(
+        forward_ad.unpack_dual(operand).tangent is not None for operand in (x, convolution.weight, basis)
+    )
+    return not (traced or transformed or (torch.is_grad_enabled() and basis.requires_grad))
+
+
+def _by_convolutions(convolution: Convolution, scale: int) -> Image:
+    """The definition: F filters on every channel, and a 1×1 convolution."""
+    geometry, count = convolution.geometry, len(convolution.slots(scale))
+    x, margin = framed(convolution.seen(scale), convolution.margin(convolution.sides[scale]), geometry)
+    functions = convolution.window_basis(scale)[:, None]
+    features = conv2d(x.flatten(0, 1)[:, None], functions, None, geometry.stride, margin)
+    features = features.unflatten(0, x.shape[:2]).flatten(1, 2)  # (B, C·n·F, H', W')
+    weight = convolution.weight[:, :, :count].flatten(1)[..., None, None]
+    return conv2d(features, weight, convolution.bias, groups=geometry.groups)
+
+
+# --- the functions as columns and rows ---
+
+
+@dataclass(frozen=True)
+class _Factors:
+    """Functions as sums of products of a column and a row.
+
+    Args:
+        rows: Profiles along W, ``(P, k)``, float64 on the CPU.
+        columns: Of every function the profile along H beside every row, ``(F, P, k)``.
+        pairs: Of every function the rows beside which its column is not zero.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    pairs: tuple[tuple[int, ...], ...]
+
+
+def _factors(convolution: Convolution, scale: int) -> _Factors:
+    def build() -> Tensor:
+        functions = convolution.window_basis(scale).detach().double().cpu()
+        side = functions.shape[-1]
+        if _of_pixels(convolution, scale):
+            functions = torch.eye(side**2, dtype=torch.float64).view(-1, side, side)
+        eps = torch.finfo(working_dtype(convolution.x)).eps
+        rows, columns = _factorise(functions, _ROUNDING * eps)
+        return torch.cat([rows[None], columns])
+
+    kept = convolution.kept_of_basis(("factors", scale, convolution.sides[scale]), build)
+    used = (kept[1:] != 0).any(-1).tolist()
+    pairs = tuple(tuple(row for row, is_used in enumerate(line) if is_used) for line in used)
+    return _Factors(kept[0], kept[1:], pairs)
+
+
+def _of_pixels(convolution: Convolution, scale: int) -> bool:
+    """Whether the window has fewer pixels than there are functions: then the pixels are the functions."""
+    return convolution.sides[scale] ** 2 < convolution.basis.shape[0]
+
+
+def _factorise(functions: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    """Rows (P, k) and columns (F, P, k) whose products add up to the functions (F, k, k)."""
+    _, singular, right = torch.linalg.svd(functions)
+    single = (singular[:, 1:] <= tolerance * singular[:, :1]).all()
+    if single:
+        rows, owners = _distinct(right[:, 0], tolerance)
+        columns = torch.zeros(len(functions), *rows.shape, dtype=functions.dtype)
+        every = torch.arange(len(functions))
+        columns[every, owners] = (functions @ rows[owners][..., None]).squeeze(-1)
+        return rows, columns
+    _, singular, right = torch.linalg.svd(functions.flatten(0, 1), full_matrices=False)
+    rows = right[singular > tolerance * singular[0]]
+    return rows, (functions @ rows.T).mT
+
+
+def _distinct(profiles: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    """Those of unit vectors that differ by more than their sign, and for each vector its number."""
+    distances = 1 - (profiles @ profiles.T).abs()
+    # The angle between unit vectors is the root of twice this distance.
+    first = (distances <= tolerance**2 / 2 + torch.finfo(profiles.dtype).eps * 8).int().argmax(1)
+    kept, owners = first.unique(return_inverse=True)
+    return profiles[kept], owners
+
+
+# --- the axes in strips ---
+
+
+@dataclass(frozen=True)
+class _Strip:
+    """Neighbouring results along an axis, the pixels that they see, and where their windows begin there."""
+
+    results: slice
+    pixels: slice
+    starts: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Results and pixels."""
+        return len(self.starts), self.pixels.stop - self.pixels.start
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One axis of the image in strips."""
+
+    size: int
+    strips: tuple[_Strip, ...]
+
+    @property
+    def count(self) -> int:
+        """Results."""
+        return self.strips[-1].results.stop
+
+    @property
+    def products(self) -> int:
+        """Of every line along the axis with one profile."""
+        return sum(results * pixels for results, pixels in (strip.shape for strip in self.strips))
+
+
+def _axes(convolution: Convolution, window: int) -> tuple[_Axis, _Axis]:
+    """Along H and along W."""
+    geometry, margin = convolution.geometry, convolution.margin(window)
+    framed_margin = 0 if geometry.padding_mode == "zeros" else geometry.margin(convolution.kernel_size)
+    rows, columns = (
+        _axis(side + 2 * framed_margin, window, margin - framed_margin, geometry.stride, count)
+        for side, count in zip(convolution.x.shape[-2:], convolution.output_size, strict=True)
+    )
+    return rows, columns
+
+
+def _axis(size: int, window: int, margin: int, stride: int, count: int) -> _Axis:
+    strips = []
+    number = -(-count // _STRIP)
+    for index in range(number):
+        results = range(count * index // number, count * (index + 1) // number)
+        first = min(max(results[0] * stride - margin, 0), size - 1)
+        last = min(max(results[-1] * stride - margin + window, first + 1), size)
+        starts = tuple(result * stride - margin - first for result in results)
+        strips.append(_Strip(slice(results.start, results.stop), slice(first, last), starts))
+    return _Axis(size, tuple(strips))
+
+
+def _banded(profiles: Tensor, strip: _Strip) -> Tensor:
+    """The profiles (…, k) as matrices (…, results, pixels)."""
+    side = profiles.shape[-1]
+    taps = torch.arange(strip.shape[1]) - torch.tensor(strip.starts)[:, None]
+    inside = (taps >= 0) & (taps < side)
+    return profiles[..., taps.clamp(0, side - 1)] * inside
+
+
+# --- the product ---
+
+_Pair: TypeAlias = tuple[int, Tensor]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The functions as banded matrices.
+
+    Args:
+        rows: The strips along H, each with (F, P, H', H).
+        columns: The strips along W, each with (P, W', W).
+        pairs: As in the factors.
+        size: H' and W'.
+    """
+
+    rows: tuple[tuple[_Strip, Tensor], ...]
+    columns: tuple[tuple[_Strip, Tensor], ...]
+    pairs: tuple[tuple[int, ...], ...]
+    size: tuple[int, int]
+
+
+def _scale(convolution: Convolution, scale: int, images: dict[int, Tensor]) -> Image:
+    plan = _plan(convolution, scale)
+    y: Tensor | None = None
+    for number, slot in enumerate(convolution.slots(scale)):
+        place = 0 if convolution.lifts else slot
+        if place not in images:
+            images[place] = _in_order(convolution, slot)
+        part = _Projection.apply(images[place], _mixture(convolution, scale, number), plan)
+        y = part if y is None else y + part
+    if convolution.bias is not None:
+        y = y + convolution.bias.to(y.dtype)
+    return y.permute(2, 3, 1, 0)
+
+
+def _in_order(convolution: Convolution, slot: int) -> Tensor:
+    """The padded image as (W, H, B, C)."""
+    geometry, x = convolution.geometry, convolution.images[slot].to(working_dtype(convolution.x))
+    if geometry.padding_mode != "zeros":
+        x, _ = framed(x, geometry.margin(convolution.kernel_size), geometry)
+    return x.permute(3, 2, 0, 1).contiguous()
+
+
+def _mixture(convolution: Convolution, scale: int, number: int) -> Tensor:
+    """The weights of one slot: (F, G, C / G, C' / G)."""
+    dtype, groups = working_dtype(convolution.x), convolution.geometry.groups
+    of_pixels = _of_pixels(convolution, scale)
+
+    def build() -> Tensor:
+        weight = convolution.weight[:, :, number]
+        if of_pixels:
+            filters = synthesize_filters(weight, convolution.window_basis(scale)[:, None])
+            weight = filters.flatten(2)  # (C', C / G, k·k)
+        by_group = weight.to(dtype).unflatten(0, (groups, -1))
+        return by_group.permute(3, 0, 2, 1).contiguous()
+
+    return convolution.kept(("mixture", scale if of_pixels else None, number, dtype), build)
+
+
+def _plan(convolution: Convolution, scale: int) -> _Plan:
+    factors, window = _factors(convolution, scale), convolution.sides[scale]
+    rows, columns = _axes(convolution, window)
+
+    def matrices(axis: _Axis, profiles: Tensor, name: str) -> tuple[tuple[_Strip, Tensor], ...]:
+        return tuple((strip, kept(strip, profiles, name)) for strip in axis.strips)
+
+    def kept(strip: _Strip, profiles: Tensor, name: str) -> Tensor:
+        key = (name, scale, window, strip.shape, strip.starts[0], convolution.geometry.stride)
+        dtype, device = working_dtype(convolution.x), convolution.x.device
+        return convolution.kept_of_basis(
+            (*key, dtype), lambda: _banded(profiles, strip).to(dtype=dtype, device=device)
+        )
+
+    return _Plan(
+        matrices(rows, factors.columns, "along height"),
+        matrices(columns, factors.rows, "along width"),
+        factors.pairs,
+        (rows.count, columns.count),
+    )
+
+
+class _Projection(torch.autograd.Function):
+    """From (W, H, B, C) and the weights (F, G, C / G, C' / G) to (W', H', B, C').
+
+    The features are never held for more than one function and strip: the backward pass makes them anew.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, plan: _Plan) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.plan = plan
+        batch, channels = x.shape[2:]
+        y = x.new_zeros(plan.size[1], plan.size[0], batch, weight.shape[1] * weight.shape[3])
+        for strip, along_width in plan.columns:
+            partial = _along_width(x, strip, along_width)
+            results = y[strip.results].view(-1, y.shape[-1])
+            features = x.new_empty(len(strip.starts), plan.size[0], batch * channels)
+            for function in range(len(weight)):
+                _along_height(partial, function, plan, features)
+                _mix(results, features.view(-1, channels), weight[function])
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:2]
+        if torch.is_grad_enabled():  # the gradient's own gradient is wanted
+            inputs = [operand for operand, needed in zip((x, weight), wanted, strict=True) if needed]
+            grads = iter(torch.autograd.grad(_composed(x, weight, ctx.plan), inputs, grad, create_graph=True))
+            of_x, of_weight = (next(grads) if needed else None for needed in wanted)
+            return of_x, of_weight, None
+        of_x = torch.zeros_like(x) if wanted[0] else None
+        of_weight = torch.zeros_like(weight) if wanted[1] else None
+        _gradients((x, weight), grad.contiguous(), ctx.plan, (of_x, of_weight))
+        return of_x, of_weight, None
+
+
+def _gradients(
+    operands: tuple[Tensor, Tensor], grad: Tensor, plan: _Plan, outs: tuple[Tensor | None, Tensor | None]
+) -> None:
+    (x, weight), (of_x, of_weight) = operands, outs
+    batch, channels = x.shape[2:]
+    for strip, along_width in plan.columns:
+        of_results = grad[strip.results].view(-1, grad.shape[-1])
+        features = x.new_empty(len(strip.starts), plan.size[0], batch * channels)
+        flat = features.view(-1, channels)
+        partial = _along_width(x, strip, along_width)
+        of_partial = torch.zeros_like(partial)
+        for function in range(len(weight)):
+            if of_weight is not None:
+                _along_height(partial, function, plan, features)
+                _mix_backward(of_weight[function], flat, of_results)
+            if of_x is not None:
+                _unmix(flat, of_results, weight[function])
+                _along_height_backward(of_partial, function, plan, features)
+        if of_x is not None:
+            seen = of_x[strip.pixels]
+            seen.view(len(seen), -1).addmm_(along_width.flatten(0, 1).T, of_partial.view(-1, seen[0].numel()))
+
+
+def _along_width(x: Tensor, strip: _Strip, matrices: Tensor) -> Tensor:
+    """(P, W', H, B·C) of one strip of results."""
+    profiles, results, pixels = matrices.shape
+    partial = matrices.flatten(0, 1) @ x[strip.pixels].view(pixels, -1)
+    return partial.view(profiles, results, x.shape[1], -1)
+
+
+def _along_height(partial: Tensor, function: int, plan: _Plan, out: Tensor) -> None:
+    """The features of one function: (W', H', B·C)."""
+    for strip, matrices in plan.rows:
+        part, first = out[:, strip.results], True
+        for profile in plan.pairs[function]:
+            matrix = matrices[function, profile].expand(len(out), -1, -1)
+            part.baddbmm_(matrix, partial[profile, :, strip.pixels], beta=0 if first else 1)
+            first = False
+    if not plan.pairs[function]:
+        out.zero_()
+
+
+def _along_height_backward(of_partial: Tensor, function: int, plan: _Plan, of_features: Tensor) -> None:
+    for strip, matrices in plan.rows:
+        for profile in plan.pairs[function]:
+            matrix = matrices[function, profile].mT.expand(len(of_features), -1, -1)
+            of_partial[profile, :, strip.pixels].baddbmm_(matrix, of_features[:, strip.results])
+
+
+def _mix(results: Tensor, features: Tensor, weight: Tensor) -> None:
+    """Add the products with the weights (G, C / G, C' / G), group by group."""
+    groups = len(weight)
+    for y, x, matrix in zip(results.chunk(groups, 1), features.chunk(groups, 1), weight, strict=True):
+        y.addmm_(x, matrix)
+
+
+def _unmix(features: Tensor, results: Tensor, weight: Tensor) -> None:
+    groups = len(weight)
+    for x, y, matrix in zip(features.chunk(groups, 1), results.chunk(groups, 1), weight, strict=True):
+        x.addmm_(y, matrix.T, beta=0)
+
+
+def _mix_backward(of_weight: Tensor, features: Tensor, of_results: Tensor) -> None:
+    groups = len(of_weight)
+    for matrix, x, y in zip(of_weight, features.chunk(groups, 1), of_results.chunk(groups, 1), strict=True):
+        matrix.addmm_(x.T, y)
+
+
+def _composed(x: Tensor, weight: Tensor, plan: _Plan) -> Tensor:
+    """The same of operations that can be differentiated any number of times."""
+    strips = []
+    for strip, along_width in plan.columns:
+        partial = torch.einsum("pvw,whbc->pvhbc", along_width, x[strip.pixels])
+        features = [
+            torch.einsum("fpuh,pvhbc->fvubc", along_height, partial[:, :, rows.pixels])
+            for rows, along_height in plan.rows
+        ]
+        by_group = torch.cat(features, 2).unflatten(-1, (weight.shape[1], -1))
+        strips.append(torch.einsum("fvubgc,fgcd->vubgd", by_group, weight).flatten(3))
+    return torch.cat(strips)
