@@ -1,7 +1,7 @@
 """Scaling of images about their centre, as two small interpolation matrices an image."""
 
 import math
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, TypedDict
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,12 @@ CUBIC_PILLOW: Final = -1.0
 MNIST_SCALE_CENTER_OFFSET: Final = 0.5
 
 _TAPS: Final[dict[Method, tuple[int, ...]]] = {"bicubic": (-1, 0, 1, 2), "bilinear": (0, 1)}
+
+
+class _Interpolation(TypedDict):
+    method: Method
+    cubic: float
+    center_offset: float
 
 
 def rescale(
@@ -75,14 +81,14 @@ def rescale(
     """
     _check_input(x, method)
     factors = _factors(x, factor)
-    weights = [
-        _interpolation_matrix(size, factors, method=method, cubic=cubic, center_offset=center_offset).to(x)
-        for size in x.shape[-2:]
-    ]
+    height, width = x.shape[-2:]
+    options: _Interpolation = {"method": method, "cubic": cubic, "center_offset": center_offset}
+    rows = _interpolation_matrix(height, factors, **options).to(x)
+    columns = rows if width == height else _interpolation_matrix(width, factors, **options).to(x)
     groups = len(factors)
     images = math.prod(x.shape[:-2]) // max(groups, 1)
     flat = x.reshape(groups, images, *x.shape[-2:])  # (..., H, W) -> (G, N, H, W)
-    y = torch.einsum("gij,gnjw,gkw->gnik", weights[0], flat, weights[1])
+    y = torch.einsum("gij,gnjw,gkw->gnik", rows, flat, columns)
     # A product with the identity matrix is not exact for infinities, signed zeros, or in reduced precision.
     unchanged = (factors == 1).to(x.device)[:, None, None, None]
     return torch.where(unchanged, flat, y).reshape(x.shape)
@@ -103,7 +109,8 @@ def _interpolation_matrix(
     for tap in _TAPS[method]:
         weight = _kernel(left + tap - source, method, cubic)
         pixel = (left + tap).clamp(0, size - 1)
-        matrix += weight[..., None] * (pixel[..., None] == pixels)
+        # One pixel a row at a time: the sum of those that the border unites has an order.
+        matrix.scatter_add_(2, pixel.long()[..., None], weight[..., None])
     inside = away.abs() <= size / 2
     return matrix * inside[..., None]
 
