@@ -15,7 +15,8 @@ from equiscale.models import list_models
 from equiscale.nn.methods import METHODS
 
 PAGE = Path(__file__).parents[1] / "docs" / "catalogue.md"
-SHARED = {"SteerableConv2d"}  # the base class of several methods' layers
+# The base class of several methods' layers, and torch's own layers made fast.
+SHARED = {"SteerableConv2d", "ImageBatchNorm2d", "ImageMaxPool2d", "ValueDropout"}
 
 
 def test_every_registered_name_is_listed() -> None:

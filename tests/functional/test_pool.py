@@ -2,12 +2,13 @@ from functools import partial
 
 import pytest
 import torch
-from torch.nn.functional import avg_pool3d, max_pool3d
+from torch.nn.functional import avg_pool2d, avg_pool3d, max_pool2d, max_pool3d
 
 from equiscale.errors import SettingError, ShapeError
-from equiscale.functional import scale_avg_pool2d, scale_max_pool2d
+from equiscale.functional import image_max_pool2d, scale_avg_pool2d, scale_max_pool2d
+from tests.memory import IMAGE_ORDERS, MAP_ORDERS, laid, tied
 
-COVERS = {"scale_max_pool2d", "scale_avg_pool2d"}
+COVERS = {"scale_max_pool2d", "scale_avg_pool2d", "image_max_pool2d"}
 
 POOLS = [(scale_max_pool2d, max_pool3d), (scale_avg_pool2d, avg_pool3d)]
 
@@ -77,3 +78,89 @@ def test_halving_tells_of_what_is_not_a_number() -> None:
     x = torch.zeros(1, 1, 1, 2, 4)
     x[..., 1, 1] = torch.nan
     assert scale_max_pool2d(x, 2).isnan().flatten().tolist() == [True, False]
+
+
+WINDOWS = [(2, None, 0), (4, None, 2), (3, 2, 1), (3, 1, 0), (2, 3, 1), (1, 2, 0)]
+SIZES = [(8, 12), (7, 9)]
+
+
+def gradients(*results: torch.Tensor, x: torch.Tensor) -> list[torch.Tensor]:
+    weights = torch.rand(results[0].shape, dtype=x.dtype, generator=torch.Generator().manual_seed(1))
+    return [torch.autograd.grad(result, x, weights)[0] for result in results]
+
+
+@pytest.mark.parametrize("order", IMAGE_ORDERS)
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("channels", [3, 17])  # torch's own loop and ours
+def test_images_are_pooled_as_by_torch_in_every_memory_order(order, window, size, channels: int) -> None:
+    x = laid(tied(2, channels, *size), order).requires_grad_()
+    kernel, stride, padding = window
+    y = image_max_pool2d(x, kernel, stride=stride, padding=padding)
+    expected = max_pool2d(x, *window)
+    assert torch.equal(y, expected)
+    assert torch.equal(image_max_pool2d(x.detach(), kernel, stride=stride, padding=padding), expected)
+    actual, wanted = gradients(y, expected, x=x)
+    torch.testing.assert_close(actual, wanted, rtol=0, atol=1e-15)  # sums where windows overlap
+    if channels == 17 or window == (2, None, 0):
+        assert y.stride() == torch.empty_like(x[..., : y.shape[-2], : y.shape[-1]]).stride()
+
+
+@pytest.mark.parametrize("order", MAP_ORDERS)
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("pool", "torch_pool"), [(scale_max_pool2d, max_pool2d), (scale_avg_pool2d, avg_pool2d)]
+)
+def test_scale_maps_are_pooled_as_by_torch_in_every_memory_order(
+    pool, torch_pool, order, window, size
+) -> None:
+    x = laid(tied(2, 17, 3, *size), order).requires_grad_()
+    kernel, stride, padding = window
+    y = pool(x, kernel, stride=stride, padding=padding)
+    expected = torch_pool(x.flatten(1, 2), *window).unflatten(1, (17, 3))
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-15)
+    torch.testing.assert_close(*gradients(y, expected, x=x), rtol=0, atol=1e-15)
+    if order != MAP_ORDERS[-1]:
+        assert y.stride() == torch.empty_like(x[..., : y.shape[-2], : y.shape[-1]]).stride()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("order", IMAGE_ORDERS)
+def test_halving_is_the_same_in_several_blocks(order, dtype: torch.dtype) -> None:
+    x = laid(tied(4, 40, 48, 52, dtype=dtype), order).requires_grad_()  # 99,840 windows
+    y, expected = image_max_pool2d(x, 2), max_pool2d(x, 2)
+    assert torch.equal(y, expected)
+    assert torch.equal(*gradients(y, expected, x=x))
+
+
+@pytest.mark.parametrize("window", [(2, None, 0), (3, 2, 1)])
+@pytest.mark.parametrize("order", MAP_ORDERS)
+@pytest.mark.parametrize("pool", [scale_max_pool2d, scale_avg_pool2d])
+def test_second_derivatives(pool, order, window, generator: torch.Generator) -> None:
+    x = laid(torch.randn(1, 16, 1, 4, 5, dtype=torch.float64, generator=generator), order).requires_grad_()
+    kernel, stride, padding = window
+
+    def cubed(x: torch.Tensor) -> torch.Tensor:
+        return pool(x**3, kernel, stride=stride, padding=padding)
+
+    assert torch.autograd.gradcheck(cubed, (x,), fast_mode=True)
+    assert torch.autograd.gradgradcheck(cubed, (x,), fast_mode=True)
+
+
+def test_the_input_is_not_kept() -> None:
+    for channels, window in ((17, 3), (17, 2), (3, 2)):
+        kept: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t
+        ):
+            x = torch.randn(2, channels, 12, 12, requires_grad=True)
+            y = image_max_pool2d(x, window)
+        assert kept == [y.numel()]
+
+
+def test_images_and_only_they_are_pooled_as_images() -> None:
+    with pytest.raises(ShapeError, match=r"image_max_pool2d: expected an image .*, got \(2, 3, 4, 8, 8\)"):
+        image_max_pool2d(torch.zeros(2, 3, 4, 8, 8), 2)
+    with pytest.raises(ShapeError, match=r"image_max_pool2d: .* window's 7 pixels, got \(4, 5\)"):
+        image_max_pool2d(torch.zeros(1, 1, 4, 5), 7)

@@ -17,6 +17,8 @@ from equiscale import HermiteBasis, ScaleGrid
 from equiscale.errors import EquiscaleError, SettingError, ShapeError
 from equiscale.nn import (
     ColumnBatchNorm2d,
+    ImageBatchNorm2d,
+    ImageMaxPool2d,
     InputPyramid,
     LearnableLiftConv2d,
     LearnableScaleConv2d,
@@ -41,6 +43,7 @@ from equiscale.nn import (
     ScaleSteeredConv2d,
     ScaleSteering,
     SteerableConv2d,
+    ValueDropout,
     VectorFieldBatchNorm2d,
     VectorFieldConv2d,
     VectorFieldDropout,
@@ -166,6 +169,31 @@ ROWS = {
     "ScaleAvgPool2d": Row(
         lambda: ScaleAvgPool2d(2), output=(2, 4, 3, 4, 4), shown="2, stride=2", wrong_settings=WRONG_POOL
     ),
+    "ImageBatchNorm2d": Row(
+        lambda: ImageBatchNorm2d(4),
+        input=IMAGE,
+        output=IMAGE,
+        state={
+            "weight": (4,),
+            "bias": (4,),
+            "running_mean": (4,),
+            "running_var": (4,),
+            "num_batches_tracked": (),
+        },
+        shown="4, eps=1e-05, momentum=0.1",
+        wrong_inputs=[
+            (MAP, r"an image \(B, 4, H, W\), got \(2, 4, 3, 8, 9\)"),
+            ((2, 3, 8, 9), r"an image \(B, 4, H, W\), got \(2, 3, 8, 9\)"),
+        ],
+    ),
+    "ImageMaxPool2d": Row(
+        lambda: ImageMaxPool2d(3, stride=2, padding=1),
+        input=IMAGE,
+        output=(2, 4, 4, 5),
+        shown="kernel_size=3, stride=2, padding=1",
+        wrong_inputs=[(MAP, r"an image \(B, C, H, W\), got \(2, 4, 3, 8, 9\)")],
+        wrong_settings=WRONG_POOL,
+    ),
     "ScaleProjection": Row(
         lambda: ScaleProjection("mean"),
         output=IMAGE,
@@ -174,6 +202,7 @@ ROWS = {
     ),
     "ScaleDropout2d": Row(lambda: ScaleDropout2d(0.3), shown="p=0.3", wrong_settings=WRONG_P),
     "ScaleChannelDropout": Row(lambda: ScaleChannelDropout(0.3), shown="p=0.3", wrong_settings=WRONG_P),
+    "ValueDropout": Row(lambda: ValueDropout(0.3), shown="p=0.3", wrong_inputs=[], wrong_settings=WRONG_P),
 }
 
 

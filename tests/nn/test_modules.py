@@ -5,14 +5,19 @@ import torch
 
 from equiscale import functional as F
 from equiscale.nn import (
+    ImageMaxPool2d,
     ScaleAvgPool2d,
     ScaleChannelDropout,
     ScaleDropout2d,
     ScaleMaxPool2d,
     ScaleProjection,
+    ValueDropout,
 )
 
-COVERS = {"ScaleAvgPool2d", "ScaleMaxPool2d", "ScaleProjection", "ScaleDropout2d", "ScaleChannelDropout"}
+COVERS = {
+    *("ScaleAvgPool2d", "ScaleMaxPool2d", "ImageMaxPool2d", "ScaleProjection"),
+    *("ScaleDropout2d", "ScaleChannelDropout", "ValueDropout"),
+}
 
 
 @pytest.fixture
@@ -46,3 +51,23 @@ def test_dropouts_drop_in_training_only_and_as_much_as_told(layer, dropped_axes:
     assert torch.equal(y, whole)
     assert 0.7 < (y == 0).float().mean().item() < 0.9  # 600 draws: six standard deviations
     assert y.max().item() == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize("options", [{}, {"stride": 1}, {"stride": 2, "padding": 1}])
+def test_pooling_of_images_is_its_function_and_torchs_layer(options: dict, x: torch.Tensor) -> None:
+    layer = ImageMaxPool2d(3, **options)
+    assert isinstance(layer, torch.nn.MaxPool2d)
+    assert torch.equal(layer(x[:, :, 0]), F.image_max_pool2d(x[:, :, 0], 3, **options))
+    assert torch.equal(layer(x[:, :, 0]), torch.nn.MaxPool2d(3, **options)(x[:, :, 0]))
+
+
+def test_dropout_of_values_is_its_function_in_training_only() -> None:
+    ones, layer = torch.ones(100, 60), ValueDropout(0.8)
+    assert isinstance(layer, torch.nn.Dropout)
+    assert layer.eval()(ones) is ones
+    torch.manual_seed(0)
+    y = layer.train()(ones)
+    torch.manual_seed(0)
+    assert torch.equal(y, F.value_dropout(ones, 0.8))
+    assert 0.77 < (y == 0).float().mean().item() < 0.83
+    assert y.max().item() == pytest.approx(5.0, rel=1e-4)

@@ -2,9 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from equiscale.nn import ScaleBatchNorm2d
+from equiscale.nn import ImageBatchNorm2d, ScaleBatchNorm2d
+from tests.memory import IMAGE_ORDERS, MAP_ORDERS, laid
 
-COVERS = {"ScaleBatchNorm2d"}
+COVERS = {"ScaleBatchNorm2d", "ImageBatchNorm2d"}
 
 
 @pytest.fixture
@@ -36,3 +37,55 @@ def test_shifts_along_scales_commute_in_evaluation_but_for_what_leaves_in_traini
     for mode, commutes in ((False, True), (True, False)):
         norm.train(mode)
         assert torch.equal(norm(shifted)[inside], norm(x)[:, :, :-1]) == commutes
+
+
+NORMS = [(ScaleBatchNorm2d, nn.BatchNorm3d, order) for order in MAP_ORDERS]
+NORMS += [(ImageBatchNorm2d, nn.BatchNorm2d, order) for order in IMAGE_ORDERS]
+
+
+@pytest.mark.parametrize(("ours", "theirs", "order"), NORMS)
+@pytest.mark.parametrize("options", [{}, {"momentum": None, "affine": False}, {"track_running_stats": False}])
+def test_equals_torch_in_every_memory_order_with_derivatives_and_statistics(
+    ours, theirs, order, options: dict, x: torch.Tensor
+) -> None:
+    x = laid(x if len(order) == 5 else x[:, :, 0], order).requires_grad_()
+    norm, reference = ours(4, **options).double(), theirs(4, **options).double()
+    weights = torch.rand(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(2))
+    for mode in (True, True, False):
+        y, expected = norm.train(mode)(x), reference.train(mode)(x.detach().contiguous())
+        torch.testing.assert_close(y, expected, rtol=1e-13, atol=1e-13)
+        assert y.stride() == x.stride()
+    for key, value in reference.state_dict().items():
+        torch.testing.assert_close(norm.state_dict()[key], value, rtol=1e-14, atol=0)
+    plain = x.detach().contiguous().requires_grad_()
+    results = [norm.train()(x), reference.train()(plain)]
+    gradients = [
+        torch.autograd.grad(y.square(), (source, *module.parameters()), weights)
+        for y, source, module in zip(results, (x, plain), (norm, reference), strict=True)
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-11, atol=1e-12)
+    assert gradients[0][0].stride() == x.stride()
+
+
+@pytest.mark.parametrize("norm", [ScaleBatchNorm2d(2), ImageBatchNorm2d(2)])
+def test_second_derivatives_in_an_unusual_memory_order(norm, generator: torch.Generator) -> None:
+    order = MAP_ORDERS[2] if isinstance(norm, ScaleBatchNorm2d) else IMAGE_ORDERS[2]
+    shape = (2, 2, 2, 2, 3) if len(order) == 5 else (2, 2, 2, 3)
+    x = laid(torch.randn(shape, dtype=torch.float64, generator=generator), order).requires_grad_()
+    assert torch.autograd.gradgradcheck(norm.double(), (x,))
+
+
+def test_bfloat16_and_tensors_with_gaps_are_normalised_too(x: torch.Tensor) -> None:
+    norm, gaps = ScaleBatchNorm2d(4).double(), x[..., ::2].permute(0, 1, 2, 4, 3)
+    expected = nn.BatchNorm3d(4).double()(gaps.contiguous())
+    torch.testing.assert_close(norm(gaps), expected, rtol=1e-13, atol=1e-13)
+    half = laid(x.bfloat16(), MAP_ORDERS[2])
+    y, expected = ScaleBatchNorm2d(4)(half), nn.BatchNorm3d(4)(half.contiguous())
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y, expected, rtol=0.02, atol=0.02)
+
+
+def test_one_value_a_channel_is_refused_in_training_in_every_memory_order() -> None:
+    for order in MAP_ORDERS:
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            ScaleBatchNorm2d(4)(laid(torch.zeros(1, 4, 1, 1, 1), order))

@@ -2,11 +2,11 @@
 
 from equiscale.functional.conv import lift_conv2d, pointwise_scale_conv2d, scale_conv2d
 from equiscale.functional.deep_scale_space import discrete_gaussian, scale_space_conv2d, scale_space_lift2d
-from equiscale.functional.dropout import scale_channel_dropout, scale_dropout2d
+from equiscale.functional.dropout import scale_channel_dropout, scale_dropout2d, value_dropout
 from equiscale.functional.filters import support_windows, synthesize_filters
 from equiscale.functional.geometry import ConvGeometry, GeometryOptions
 from equiscale.functional.learnable_scale import sample_hermite
-from equiscale.functional.pool import scale_avg_pool2d, scale_max_pool2d
+from equiscale.functional.pool import image_max_pool2d, scale_avg_pool2d, scale_max_pool2d
 from equiscale.functional.project import scale_projection
 from equiscale.functional.pyramid import input_pyramid
 from equiscale.functional.rescaled_kernel import (
@@ -34,6 +34,7 @@ __all__ = [
     "GeometryOptions",
     "ScaleAngles",
     "discrete_gaussian",
+    "image_max_pool2d",
     "input_pyramid",
     "lift_conv2d",
     "locally_scale_invariant_conv2d",
@@ -57,6 +58,7 @@ __all__ = [
     "steer_in_scale",
     "support_windows",
     "synthesize_filters",
+    "value_dropout",
     "vector_field_batch_norm2d",
     "vector_field_conv2d",
     "vector_field_dropout",

@@ -1,34 +1,18 @@
-"""The largest of equally shaped tensors and which of them it was, in blocks that stay in the cache.
+"""The largest of equally shaped tensors, and which of them it was.
 
 On the CPU the maxima of torch that keep an index visit one value after the other, and so does a choice by
 a mask of booleans. Comparisons whose result has the type of their arguments are vectorised, and used here.
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-# Elements a step works on, a thread: a handful of such float32 buffers fit into a second-level cache.
-_BLOCK = 1 << 16
-
-Block = tuple[int | slice, ...]
-
-
-def by_blocks(x: Tensor) -> bool:
-    """Whether these functions are the fast ones for x: elsewhere torch's own are, or can be traced."""
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return x.device.type == "cpu" and x.is_floating_point() and not traced and not transformed(x)
-
-
-def transformed(x: Tensor) -> bool:
-    """Whether x belongs to torch.func or has a forward derivative: it may not say that it needs a gradient."""
-    return torch._C._are_functorch_transforms_active() or forward_ad.unpack_dual(x).tangent is not None
+from equiscale.functional.blockwise import blocks, buffers, shaped
+from equiscale.functional.memory_order import in_order_of
 
 
 class Keep(torch.autograd.Function):
@@ -80,11 +64,13 @@ class Parts:
 
     Args:
         of: From a tensor to its parts, of which there are at most 256.
-        cover: Every element belongs to exactly one part.
+        cover: Every element belongs to a part.
+        overlap: Some elements belong to several.
     """
 
     of: Callable[[Tensor], Sequence[Tensor]]
-    cover: bool
+    cover: bool = True
+    overlap: bool = False
 
 
 class Largest(torch.autograd.Function):
@@ -113,9 +99,9 @@ class Spread(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, index: Tensor, parts: Parts, like: Tensor) -> Tensor:
         ctx.save_for_backward(index)
         ctx.parts = parts
-        make = torch.empty_like if parts.cover else torch.zeros_like
+        make = torch.empty_like if parts.cover and not parts.overlap else torch.zeros_like
         out = make(like, dtype=values.dtype, device=values.device)
-        choose(values, index, dict(enumerate(parts.of(out))), add=not parts.cover)
+        choose(values, index, dict(enumerate(parts.of(out))), add=parts.overlap)
         return out
 
     @staticmethod
@@ -148,11 +134,11 @@ def largest_of(parts: Sequence[Tensor], best: Tensor, index: Tensor) -> None:
     ``best`` may be the first of the parts, but no view of another.
     """
     best, index, *parts = in_order_of(best, best, index, *parts)
-    winner, larger, copied = _buffers(best, 3)
+    winner, larger, copied = buffers(best, 3)
     for block in blocks(best.shape):
         values = best[block]
         _largest_of(
-            [part[block] for part in parts], values, index[block], *_like(values, winner, larger, copied)
+            [part[block] for part in parts], values, index[block], *shaped(values, winner, larger, copied)
         )
 
 
@@ -173,10 +159,10 @@ def _largest_of(
 def keep_larger(best: Tensor, part: Tensor, index: Tensor, number: int) -> None:
     """Where ``part`` exceeds ``best``, write it there and ``number`` to the index, which holds lower ones."""
     best, part, index = in_order_of(best, best, part, index)
-    larger, copied = _buffers(best, 2)
-    (numbers,) = _buffers(index, 1)
+    larger, copied = buffers(best, 2)
+    (numbers,) = buffers(index, 1)
     for block in blocks(best.shape):
-        wins, copy, number_block = _like(best[block], larger, copied, numbers)
+        wins, copy, number_block = shaped(best[block], larger, copied, numbers)
         candidate = _dense(part[block], copy)
         number_block.copy_(torch.gt(candidate, best[block], out=wins).mul_(number))
         torch.maximum(index[block], number_block, out=index[block])
@@ -186,10 +172,10 @@ def keep_larger(best: Tensor, part: Tensor, index: Tensor, number: int) -> None:
 def choose(values: Tensor, index: Tensor, outs: Mapping[int, Tensor], *, add: bool = False) -> None:
     """Write to each of ``outs`` the values where the index is its number, and zero elsewhere; or add them."""
     index, values, *views = in_order_of(index, index, values, *outs.values())
-    copied, chosen, mask = _buffers(values, 3)
-    (matches,) = _buffers(index, 1)
+    copied, chosen, mask = buffers(values, 3)
+    (matches,) = buffers(index, 1)
     for block in blocks(index.shape):
-        copy, taken, wanted, match = _like(index[block], copied, chosen, mask, matches)
+        copy, taken, wanted, match = shaped(index[block], copied, chosen, mask, matches)
         given = _dense(values[block], copy)
         for number, view in zip(outs, views, strict=True):
             wanted.copy_(torch.eq(index[block], number, out=match))
@@ -204,37 +190,6 @@ def _choose(values: Tensor, wanted: Tensor, out: Tensor, taken: Tensor, *, add: 
         out.add_(taken)
     elif not direct:
         out.copy_(taken)
-
-
-def in_order_of(reference: Tensor, *tensors: Tensor) -> list[Tensor]:
-    """Views whose axes stand as those of ``reference`` lie in memory, the innermost last."""
-    order = sorted(range(reference.ndim), key=lambda axis: -reference.stride(axis))
-    return [tensor.permute(order) for tensor in tensors]
-
-
-def blocks(shape: Sequence[int]) -> Iterator[Block]:
-    """Indices of consecutive pieces of at most as many elements as a step works on."""
-    size, last = _block_size(), len(shape) - 1
-    if last < 0:
-        yield ()
-        return
-    axis = next((a for a in range(last) if math.prod(shape[a + 1 :]) <= size), last)
-    step = max(1, size // max(1, math.prod(shape[axis + 1 :])))
-    for outer in product(*(range(n) for n in shape[:axis])):
-        for start in range(0, shape[axis], step):
-            yield (*outer, slice(start, start + step))
-
-
-def _block_size() -> int:
-    return _BLOCK * torch.get_num_threads()
-
-
-def _buffers(like: Tensor, count: int) -> list[Tensor]:
-    return list(like.new_empty(count, min(like.numel(), _block_size())).unbind())
-
-
-def _like(block: Tensor, *buffers: Tensor) -> list[Tensor]:
-    return [buffer[: block.numel()].view(block.shape) for buffer in buffers]
 
 
 def _dense(block: Tensor, buffer: Tensor) -> Tensor:

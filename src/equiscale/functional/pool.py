@@ -1,11 +1,16 @@
 """Spatial pooling of scale maps, scale by scale."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, max_pool2d
 
-from equiscale._typing import ScaleMap
+from equiscale._typing import Image, ScaleMap
 from equiscale.errors import SettingError, ShapeError
+from equiscale.functional.blockwise import by_blocks
+from equiscale.functional.maximum import Largest, Parts
+from equiscale.functional.memory_order import laid_as, planes_view
 from equiscale.functional.project import check_scale_map
 
 
@@ -35,11 +40,28 @@ def scale_max_pool2d(x: Tensor, kernel_size: int, *, stride: int | None = None, 
     """
     check_scale_map("scale_max_pool2d", x)
     check_pooling("scale_max_pool2d", x, kernel_size, stride, padding)
-    tracked = torch.is_grad_enabled() and x.requires_grad
-    if (kernel_size, stride or kernel_size, padding) == (2, 2, 0) and not tracked and min(x.shape[-2:]) > 1:
-        return _halve(x)
-    pooled = max_pool2d(x.flatten(1, 2), kernel_size, stride, padding)  # (B, C*S, H', W')
-    return pooled.view(*x.shape[:3], *pooled.shape[2:])
+    return _max_pool(x, kernel_size, stride or kernel_size, padding)
+
+
+def image_max_pool2d(x: Tensor, kernel_size: int, *, stride: int | None = None, padding: int = 0) -> Image:
+    """Maximum over windows of pixels of an image; arguments as `scale_max_pool2d`.
+
+    Shapes:
+        x: ``(B, C, H, W)``; result: ``(B, C, H', W')``.
+
+    Raises:
+        ShapeError: If x is not an image, or smaller with its padding than the window.
+        SettingError: If kernel_size, stride or padding are illegal.
+
+    Example:
+        >>> import torch
+        >>> image_max_pool2d(torch.zeros(1, 2, 8, 8), 2).shape
+        torch.Size([1, 2, 4, 4])
+    """
+    if x.ndim != 4:
+        raise ShapeError(f"image_max_pool2d: expected an image (B, C, H, W), got {tuple(x.shape)}")
+    check_pooling("image_max_pool2d", x, kernel_size, stride, padding)
+    return _max_pool(x, kernel_size, stride or kernel_size, padding)
 
 
 def scale_avg_pool2d(x: Tensor, kernel_size: int, *, stride: int | None = None, padding: int = 0) -> ScaleMap:
@@ -59,6 +81,10 @@ def scale_avg_pool2d(x: Tensor, kernel_size: int, *, stride: int | None = None, 
     """
     check_scale_map("scale_avg_pool2d", x)
     check_pooling("scale_avg_pool2d", x, kernel_size, stride, padding)
+    seen = planes_view(x) if by_blocks(x) else None
+    if seen is not None:
+        view, restore = seen
+        return restore(avg_pool2d(view, kernel_size, stride, padding))
     pooled = avg_pool2d(x.flatten(1, 2), kernel_size, stride, padding)  # (B, C*S, H', W')
     return pooled.view(*x.shape[:3], *pooled.shape[2:])
 
@@ -83,6 +109,68 @@ def check_window(kernel_size: int, stride: int | None, padding: int, prefix: str
         raise SettingError(
             f"{prefix}expected a padding of 0 to {kernel_size // 2}, half the kernel, got {padding}"
         )
+
+
+# Fewer channels than fill a vector are not worth a copy with the channels last.
+_CHANNELS_OF_A_VECTOR = 16
+
+
+def _max_pool(x: Tensor, kernel_size: int, stride: int, padding: int) -> Tensor:
+    """The maximum of windows along the last two axes, by the fastest way for how x lies in memory."""
+    window = (kernel_size, stride, padding)
+    tracked = torch.is_grad_enabled() and x.requires_grad
+    if not by_blocks(x):
+        return _plainly(x, window)
+    if window == (2, 2, 0):
+        if not tracked:
+            return _halve(x)
+        if not _channels_last(x):
+            return _halve_tracked(x)
+    if not tracked or x.shape[1] < _CHANNELS_OF_A_VECTOR:
+        return _plainly(x, window)
+    last = x.movedim(1, -1).contiguous()  # (B, …, H, W, C)
+    y: Tensor = PooledMaximum.apply(last.flatten(0, -4).movedim(-1, 1), window)
+    return laid_as(x, y.movedim(1, -1).unflatten(0, last.shape[:-3]).movedim(-1, 1))
+
+
+def _plainly(x: Tensor, window: tuple[int, int, int]) -> Tensor:
+    pooled = max_pool2d(x.flatten(0, -4), *window)
+    return pooled.view(*x.shape[:-2], *pooled.shape[-2:])
+
+
+def _channels_last(x: Tensor) -> bool:
+    return x.movedim(1, -1).is_contiguous() and x.shape[1] >= _CHANNELS_OF_A_VECTOR
+
+
+class PooledMaximum(torch.autograd.Function):
+    """torch's own maximum over windows, which is fast with the channels last, without keeping its input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, window: tuple[int, int, int]) -> Tensor:
+        y, index = torch.ops.aten.max_pool2d_with_indices(x, *([size, size] for size in window))
+        ctx.save_for_backward(index)
+        ctx.window, ctx.like = window, torch.empty_like(x, device="meta")
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (index,) = ctx.saved_tensors
+        sizes = ([size, size] for size in ctx.window)
+        unread = torch.empty_like(ctx.like, device=grad.device)  # asked for its shape and order alone
+        backward = torch.ops.aten.max_pool2d_with_indices_backward
+        return backward(grad, unread, *sizes, [1, 1], False, index), None
+
+
+def _halve_tracked(x: Tensor) -> Tensor:
+    height, width = x.shape[-2:]
+    y: Tensor = Largest.apply(x, Parts(_quarters, cover=height % 2 == width % 2 == 0))
+    return y
+
+
+def _quarters(x: Tensor) -> list[Tensor]:
+    """The four pixels of all 2×2 windows, each a tensor of half the height and width."""
+    height, width = (size // 2 * 2 for size in x.shape[-2:])
+    return [x[..., row:height:2, column:width:2] for row in (0, 1) for column in (0, 1)]
 
 
 def _halve(x: Tensor) -> Tensor:

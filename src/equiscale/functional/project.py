@@ -9,7 +9,8 @@ from torch import Tensor
 
 from equiscale._typing import Projection
 from equiscale.errors import SettingError, ShapeError
-from equiscale.functional.maximum import Keep, Largest, Parts, by_blocks, transformed
+from equiscale.functional.blockwise import by_blocks, transformed
+from equiscale.functional.maximum import Keep, Largest, Parts
 
 
 def scale_projection(x: Tensor, mode: Projection = "max") -> Tensor:
@@ -62,7 +63,7 @@ def largest(x: Tensor, dim: int) -> Tensor:
         return x.max(dim).values if tracked else x.amax(dim)  # amax without the indices: a tenth of the time
     if not tracked:
         return fold_max(x.unbind(dim))
-    y: Tensor = Largest.apply(x, Parts(partial(torch.unbind, dim=dim), cover=True))
+    y: Tensor = Largest.apply(x, Parts(partial(torch.unbind, dim=dim)))
     return y
 
 

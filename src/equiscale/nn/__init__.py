@@ -2,11 +2,11 @@
 
 from equiscale.nn.conv import PointwiseScaleConv2d, ScaleConv2d
 from equiscale.nn.deep_scale_space import ScaleSpaceConv2d, ScaleSpaceLift2d
-from equiscale.nn.dropout import ScaleChannelDropout, ScaleDropout2d
+from equiscale.nn.dropout import ScaleChannelDropout, ScaleDropout2d, ValueDropout
 from equiscale.nn.learnable_scale import LearnableLiftConv2d, LearnableScaleConv2d, LearnableScales
 from equiscale.nn.lift import LiftConv2d
-from equiscale.nn.norm import ScaleBatchNorm2d
-from equiscale.nn.pool import ScaleAvgPool2d, ScaleMaxPool2d
+from equiscale.nn.norm import ImageBatchNorm2d, ScaleBatchNorm2d
+from equiscale.nn.pool import ImageMaxPool2d, ScaleAvgPool2d, ScaleMaxPool2d
 from equiscale.nn.project import ScaleProjection
 from equiscale.nn.pyramid import InputPyramid
 from equiscale.nn.rescaled_kernel import RescaledKernelConv2d, RescaledKernelLift2d, ScalePool
@@ -26,6 +26,8 @@ from equiscale.nn.vector_field import (
 
 __all__ = [
     "ColumnBatchNorm2d",
+    "ImageBatchNorm2d",
+    "ImageMaxPool2d",
     "InputPyramid",
     "LearnableLiftConv2d",
     "LearnableScaleConv2d",
@@ -50,6 +52,7 @@ __all__ = [
     "ScaleSteeredConv2d",
     "ScaleSteering",
     "SteerableConv2d",
+    "ValueDropout",
     "VectorFieldBatchNorm2d",
     "VectorFieldConv2d",
     "VectorFieldDropout",

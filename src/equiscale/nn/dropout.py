@@ -1,10 +1,10 @@
-"""Dropout of channels and of scales."""
+"""Dropout of channels, of scales and of single values."""
 
 from torch import Tensor, nn
 
 from equiscale._typing import ScaleMap
 from equiscale.errors import SettingError
-from equiscale.functional import scale_channel_dropout, scale_dropout2d
+from equiscale.functional import scale_channel_dropout, scale_dropout2d, value_dropout
 
 
 class _ScaleDropout(nn.Module):
@@ -74,3 +74,37 @@ class ScaleChannelDropout(_ScaleDropout):
     def forward(self, x: Tensor) -> ScaleMap:
         """Drop scales in training, the identity in evaluation."""
         return scale_channel_dropout(x, self.p, training=self.training)
+
+
+class ValueDropout(nn.Dropout):
+    """Drop single values, many times as fast as torch on the CPU; see `functional.value_dropout`.
+
+    Shapes:
+        input and output of any one shape.
+
+    Args:
+        p: The probability of dropping a value; on the CPU rounded to a multiple of 2⁻¹⁶.
+
+    Raises:
+        SettingError: If p is not in [0, 1).
+
+    Exactness:
+        Breaks every symmetry, in training only.
+
+    Source:
+        Srivastava et al. 2014, as in torch.nn.
+
+    Example:
+        >>> import torch
+        >>> ValueDropout(0.3).eval()(torch.ones(2, 3)).mean().item()
+        1.0
+    """
+
+    def __init__(self, p: float = 0.5) -> None:
+        if not 0 <= p < 1:
+            raise SettingError(f"expected a probability p with 0 <= p < 1, got {p}")
+        super().__init__(p)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Drop values in training, the identity in evaluation."""
+        return value_dropout(input, self.p, training=self.training)

@@ -1,11 +1,11 @@
-"""Spatial pooling of scale maps, scale by scale."""
+"""Spatial pooling of scale maps, scale by scale, and of images."""
 
 from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
 
-from equiscale._typing import ScaleMap
-from equiscale.functional import scale_avg_pool2d, scale_max_pool2d
+from equiscale._typing import Image, ScaleMap
+from equiscale.functional import image_max_pool2d, scale_avg_pool2d, scale_max_pool2d
 from equiscale.functional.pool import check_window
 
 
@@ -77,3 +77,40 @@ class ScaleAvgPool2d(_ScalePool2d):
     """
 
     pooling = staticmethod(scale_avg_pool2d)
+
+
+class ImageMaxPool2d(nn.MaxPool2d):
+    """torch's maximum over windows of pixels, fast however the axes lie in memory.
+
+    Shapes:
+        input ``(B, C, H, W)``; output ``(B, C, H', W')``, H' = (H + 2·padding − k) // stride + 1.
+
+    Args:
+        kernel_size: k, the side of the window in pixels.
+        stride: Step in pixels; None: k.
+        padding: Pixels of −∞ added on each side, at most k / 2.
+
+    Raises:
+        SettingError: For illegal sizes.
+        ShapeError: From the forward pass, if the input is not an image.
+
+    Exactness:
+        Commutes with shifts by multiples of the stride.
+
+    Example:
+        >>> import torch
+        >>> ImageMaxPool2d(2)(torch.ones(2, 3, 8, 8)).shape
+        torch.Size([2, 3, 4, 4])
+    """
+
+    kernel_size: int
+    stride: int
+    padding: int
+
+    def __init__(self, kernel_size: int, *, stride: int | None = None, padding: int = 0) -> None:
+        check_window(kernel_size, stride, padding)
+        super().__init__(kernel_size, stride, padding)
+
+    def forward(self, input: Tensor) -> Image:
+        """Pool ``(B, C, H, W)``."""
+        return image_max_pool2d(input, self.kernel_size, stride=self.stride, padding=self.padding)

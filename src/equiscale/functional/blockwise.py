@@ -1,0 +1,57 @@
+"""Work on a tensor in blocks that stay in the cache, where torch would read and write it several times."""
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import product
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+# Elements a step works on, a thread: a handful of such float32 buffers fit into a second-level cache.
+_BLOCK = 1 << 16
+
+Block = tuple[int | slice, ...]
+
+
+def by_blocks(x: Tensor) -> bool:
+    """Whether work in blocks is the fast one for x; on other devices and compiled torch's own is."""
+    return x.device.type == "cpu" and x.is_floating_point() and is_eager(x)
+
+
+def is_eager(x: Tensor) -> bool:
+    """Whether x is computed here and now: its place in memory is known, and nothing records operations."""
+    return not (torch.compiler.is_compiling() or torch.jit.is_tracing() or transformed(x))
+
+
+def transformed(x: Tensor) -> bool:
+    """Whether x is within torch.func or has a forward derivative, and may hide that it needs a gradient."""
+    return torch._C._are_functorch_transforms_active() or forward_ad.unpack_dual(x).tangent is not None
+
+
+def blocks(shape: Sequence[int]) -> Iterator[Block]:
+    """Indices of consecutive pieces of at most as many elements as a step works on."""
+    size, last = _block_size(), len(shape) - 1
+    if last < 0:
+        yield ()
+        return
+    axis = next((a for a in range(last) if math.prod(shape[a + 1 :]) <= size), last)
+    step = max(1, size // max(1, math.prod(shape[axis + 1 :])))
+    for outer in product(*(range(n) for n in shape[:axis])):
+        for start in range(0, shape[axis], step):
+            yield (*outer, slice(start, start + step))
+
+
+def _block_size() -> int:
+    return _BLOCK * torch.get_num_threads()
+
+
+def buffers(like: Tensor, count: int, dtype: torch.dtype | None = None) -> list[Tensor]:
+    """Room for the largest block of a tensor, several times."""
+    size = min(like.numel(), _block_size())
+    return list(torch.empty(count, size, dtype=dtype or like.dtype, device=like.device).unbind())
+
+
+def shaped(block: Tensor, *buffers: Tensor) -> list[Tensor]:
+    """The part of each buffer that this block needs, in its shape."""
+    return [buffer[: block.numel()].view(block.shape) for buffer in buffers]
