@@ -22,6 +22,7 @@ from equiscale.train import (
     evaluate,
     fit,
     loop,
+    step,
 )
 from equiscale.train.step import CompiledForward, EagerGradients, GraphedGradients, _undone, gradients_of
 
@@ -209,11 +210,11 @@ def test_only_cuda_graphs_are_recorded() -> None:
 
 
 def test_a_step_that_cannot_be_recorded_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> None:
+    def refuse(*_: object) -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: refuse())
+    monkeypatch.setattr(step, "_warm_up", refuse)
     gradients = GraphedGradients(EagerGradients(make_model(), SETTINGS))
     with pytest.raises(TrainingError, match="not permitted when stream is capturing; leave out cuda_graphs"):
         gradients(torch.randn(4, 1, 8, 8), torch.zeros(4, dtype=torch.long))

@@ -104,7 +104,8 @@ class GraphedGradients:
             return self.eager(images, labels)
         self.images.copy_(images)
         self.labels.copy_(labels)
-        self.graph.replay()
+        with torch.cuda.device_of(self.images):
+            self.graph.replay()
         # The replay wrote into these tensors, wherever an eager step has left others.
         for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
             parameter.grad = gradient
@@ -114,7 +115,7 @@ class GraphedGradients:
         self.images, self.labels = images.clone(), labels.clone()
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.device(images.device), _undone(self.eager.model, images.device):
+            with torch.cuda.device_of(images), _undone(self.eager.model, images.device):
                 _warm_up(lambda: self.eager(self.images, self.labels))
                 self.eager.model.zero_grad()
                 with torch.cuda.graph(graph):

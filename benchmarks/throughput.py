@@ -1,0 +1,280 @@
+"""Where does the time of an epoch go, and what makes a training faster around its convolutions?
+
+Four questions, each answered in one JSON record:
+
+- epoch: the shares of reading a batch, augmentation, forward pass, backward pass, optimiser and validation
+  in an epoch of MNIST-scale (10,000 images to learn from, 2,000 to validate);
+- evaluation: time an image against the size of the batch;
+- allocator: a training step with freed memory given back, kept, and kept in huge pages, interleaved in
+  processes of their own;
+- side-by-side: images a second of one training with all threads against several with their share.
+
+Times are medians; what is compared is interleaved, so that a slow moment of the machine hits all of it.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from equiscale import create_model
+from equiscale._files import atomic_path
+from equiscale._machine import available_cores, huge_pages, keep_memory
+from equiscale.data import TensorBatches, normalize, random_rescale
+from equiscale.experiments import provenance
+
+MODELS = ("mnist_cnn_28", "mnist_cnn_56", "mnist_ses_scalar_28", "mnist_ses_scalar_56")
+QUESTIONS = ("epoch", "evaluation", "allocator", "side-by-side")
+DEFAULT_OUTPUT = Path("results/benchmarks/throughput.json")
+TRAIN, VALIDATION = 10_000, 2_000
+EVALUATION_BATCHES = (32, 128, 512, 1024)
+ALLOCATORS = ("given back", "kept", "kept, huge pages")
+
+
+class Stopwatch:
+    """Seconds of the parts of a step; on a GPU each part waits for the one before."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.times = device, dict[str, list[float]]()
+        self.lap_started = self.now()
+
+    def now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def lap(self, part: str) -> None:
+        now = self.now()
+        self.times.setdefault(part, []).append(now - self.lap_started)
+        self.lap_started = now
+
+
+def digits(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Random grey levels: their values do not matter for the time."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (count, 1, 28, 28), generator=generator).byte()
+    return images.to(device), torch.randint(10, (count,), generator=generator).to(device)
+
+
+def epoch(name: str, rounds: int, batch_size: int, device: torch.device) -> dict[str, Any]:
+    model = create_model(name).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    generator, watch = torch.Generator().manual_seed(0), Stopwatch(device)
+    batches = TensorBatches(*digits(TRAIN, device), batch_size=batch_size, shuffle=True).epoch(generator)
+    for _ in range(rounds + 1):
+        watch.lap("")
+        images, labels = next(batches)
+        watch.lap("reading")
+        augmented = random_rescale(images, generator=generator)
+        watch.lap("augmentation")
+        normalized = normalize(augmented, 0.0607, 0.2161)
+        watch.lap("normalisation")
+        loss = cross_entropy(model(normalized), labels)
+        watch.lap("forward")
+        model.zero_grad()
+        loss.backward()
+        watch.lap("backward")
+        optimizer.step()
+        watch.lap("optimiser")
+    del watch.times[""]
+    steps = -(-TRAIN // batch_size)
+    seconds = {part: steps * statistics.median(times[1:]) for part, times in watch.times.items()}
+    seconds["validation"] = VALIDATION * seconds_an_image(model.eval(), 512, rounds, device)
+    total = sum(seconds.values())
+    return {
+        "model": name,
+        "augment": "scale",
+        "seconds": total,
+        "share": {part: round(value / total, 4) for part, value in seconds.items()},
+    }
+
+
+def seconds_an_image(model: nn.Module, batch_size: int, rounds: int, device: torch.device) -> float:
+    images, watch = torch.randn(batch_size, 1, 28, 28, device=device), Stopwatch(device)
+    with torch.no_grad():
+        for _ in range(min(rounds, 3) + 1):
+            model(images)
+            watch.lap("")
+    return statistics.median(watch.times[""][1:]) / batch_size
+
+
+def evaluation(name: str, rounds: int, device: torch.device) -> dict[str, Any]:
+    model = create_model(name).to(device).eval()
+    times: dict[int, list[float]] = {size: [] for size in EVALUATION_BATCHES}
+    for _ in range(rounds):
+        for size in EVALUATION_BATCHES:
+            times[size].append(seconds_an_image(model, size, 1, device))
+    return {
+        "model": name,
+        "milliseconds_an_image": {
+            str(size): round(1e3 * statistics.median(values), 4) for size, values in times.items()
+        },
+    }
+
+
+def train_step(name: str, batch_size: int, device: torch.device) -> Callable[[], None]:
+    model = create_model(name).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    images = torch.randn(batch_size, 1, 28, 28, device=device)
+    labels = torch.arange(batch_size, device=device) % 10
+
+    def step() -> None:
+        optimizer.zero_grad()
+        cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def in_process(task: Callable[..., None], *arguments: object) -> Any:
+    """The answer of a task, in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    answers = context.SimpleQueue()
+    process = context.Process(target=task, args=(*arguments, answers))
+    process.start()
+    answer = answers.get()
+    process.join()
+    return answer
+
+
+def step_with_allocator(name: str, allocator: str, rounds: int, batch_size: int, answers: Any) -> None:
+    """The processor's time of a step on one thread, which neighbours do not disturb, and the memory."""
+    torch.set_num_threads(1)
+    if allocator != "given back":
+        keep_memory()
+    step = train_step(name, batch_size, torch.device("cpu"))
+    before, times = peak(), []
+    for _ in range(rounds + 2):
+        started = time.process_time()
+        step()
+        times.append(time.process_time() - started)
+    answers.put((statistics.median(times[2:]), peak() - before))
+
+
+def peak() -> float:
+    """The largest memory of this process so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def allocator(name: str, rounds: int, batch_size: int) -> dict[str, Any]:
+    found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in ALLOCATORS}
+    for _ in range(3):
+        for kind in ALLOCATORS:
+            arguments = (step_with_allocator, name, kind, rounds, batch_size)
+            if kind.endswith("huge pages"):
+                with huge_pages():
+                    found[kind].append(in_process(*arguments))
+            else:
+                found[kind].append(in_process(*arguments))
+    return {
+        "model": name,
+        "seconds": {kind: statistics.median(s for s, _ in pairs) for kind, pairs in found.items()},
+        "peak_mb": {kind: round(statistics.median(m for _, m in pairs)) for kind, pairs in found.items()},
+    }
+
+
+def train_for(
+    name: str, seconds: float, threads: int, batch_size: int, device: str, barrier: Any, answers: Any
+) -> None:
+    """Images a second of one of several trainings that start together."""
+    torch.set_num_threads(threads)
+    keep_memory()
+    step, watch = train_step(name, batch_size, torch.device(device)), Stopwatch(torch.device(device))
+    step()
+    barrier.wait()
+    started, steps = watch.now(), 0
+    while watch.now() - started < seconds:
+        step()
+        steps += 1
+    answers.put(steps * batch_size / (watch.now() - started))
+
+
+def side_by_side(
+    name: str, counts: Iterable[int], seconds: float, batch_size: int, device: str
+) -> dict[str, Any]:
+    context = multiprocessing.get_context("spawn")
+    rates: dict[int, list[float]] = {count: [] for count in counts}
+    for _ in range(3):
+        for count in rates:
+            barrier, answers = context.Barrier(count), context.SimpleQueue()
+            threads = max(1, available_cores() // count)
+            arguments = (name, seconds, threads, batch_size, device, barrier, answers)
+            with huge_pages():
+                processes = [context.Process(target=train_for, args=arguments) for _ in range(count)]
+                for process in processes:
+                    process.start()
+            rates[count].append(sum(answers.get() for _ in processes))
+            for process in processes:
+                process.join()
+    return {
+        "model": name,
+        "images_a_second": {str(count): round(statistics.median(each), 1) for count, each in rates.items()},
+    }
+
+
+def answer(question: str, name: str, settings: argparse.Namespace) -> dict[str, Any]:
+    device, rounds, batch_size = torch.device(settings.device), settings.rounds, settings.batch_size
+    if question == "epoch":
+        return epoch(name, rounds, batch_size, device)
+    if question == "evaluation":
+        return evaluation(name, rounds, device)
+    if question == "allocator":
+        return allocator(name, rounds, batch_size)
+    return side_by_side(name, settings.jobs, settings.seconds, batch_size, settings.device)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("questions", nargs="*", help=f"of {', '.join(QUESTIONS)} (default: all)")
+    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--jobs", type=int, nargs="+", default=[1, 2], help="trainings side by side")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each training side by side")
+    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
+    settings = parser.parse_args()
+    unknown = set(settings.questions) - set(QUESTIONS)
+    if unknown:
+        parser.error(f"expected questions of {', '.join(QUESTIONS)}, got {', '.join(sorted(unknown))}")
+    torch.set_num_threads(available_cores())
+    keep_memory()
+    commit, clean = provenance.commit()
+    # What was not asked for this time stays as it was answered before.
+    record = (
+        json.loads(settings.output.read_text()) if settings.output.exists() else {"benchmark": "throughput"}
+    )
+    for question in settings.questions or QUESTIONS:
+        results = []
+        for name in settings.models:
+            results.append(answer(question, name, settings))
+            print(question, json.dumps(results[-1]), flush=True)
+        record[question] = {
+            "batch_size": settings.batch_size,
+            "results": results,
+            "machine": provenance.machine(torch.device(settings.device)),
+            "load": round(os.getloadavg()[0], 1),
+            "versions": provenance.versions(),
+            "commit": commit,
+            "clean": clean,
+            "finished": provenance.now(),
+        }
+        with atomic_path(settings.output) as temporary:
+            temporary.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"Wrote {settings.output}")
+
+
+if __name__ == "__main__":
+    main()
