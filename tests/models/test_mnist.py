@@ -1,12 +1,22 @@
 """The MNIST networks: settings as published, shapes, gradients, exact shifts and errors."""
 
+import copy
+
 import pytest
 import torch
+from torch import nn
 
 from equiscale import create_model, list_models
 from equiscale.errors import ShapeError
 from equiscale.models import model_entry
-from equiscale.nn import LiftConv2d, ScaleConv2d
+from equiscale.nn import (
+    ImageBatchNorm2d,
+    ImageMaxPool2d,
+    LiftConv2d,
+    ScaleBatchNorm2d,
+    ScaleConv2d,
+    ScaleMaxPool2d,
+)
 
 # S, smallest and largest scale, mult, kernel, as published.
 CELLS = {
@@ -121,3 +131,44 @@ def test_the_56_networks_see_every_pixel_four_times() -> None:
 def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ShapeError, match=r"expected images \(B, 1, 28, 28\), got"):
         create_model("mnist_cnn_56")(torch.zeros(shape))
+
+
+POOLS = (ImageMaxPool2d, ScaleMaxPool2d)
+
+
+def of_torch(layer: nn.Module) -> nn.Module:
+    """The layer of torch that a fast one stands for, with the same state."""
+    if isinstance(layer, ImageMaxPool2d):
+        return nn.MaxPool2d(layer.kernel_size, layer.stride, layer.padding)
+    if isinstance(layer, ScaleMaxPool2d):
+        stride, size, padding = layer.stride or layer.kernel_size, layer.kernel_size, layer.padding
+        return nn.MaxPool3d((1, size, size), (1, stride, stride), (0, padding, padding))
+    plain = {ImageBatchNorm2d: nn.BatchNorm2d, ScaleBatchNorm2d: nn.BatchNorm3d}.get(type(layer))
+    if plain is None:
+        return layer
+    norm = plain(layer.num_features).to(layer.weight.dtype)
+    norm.load_state_dict(layer.state_dict())
+    return norm
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("name", ["mnist_cnn_28", "mnist_ses_vector_28", "mnist_dss_vector_28"])
+def test_fast_layers_in_another_order_compute_what_torchs_do_in_the_published_one(name: str) -> None:
+    model = create_model(name, channels=(3, 17, 5), dropout=0.0, hidden=8)
+    reference = copy.deepcopy(model)
+    layers = list(reference.main)
+    for place in range(len(layers) - 1):
+        if isinstance(layers[place], POOLS) and isinstance(layers[place + 1], nn.ReLU):
+            layers[place : place + 2] = layers[place + 1], layers[place]
+    assert sum(isinstance(layer, POOLS) for layer in layers) == 3
+    reference.main = nn.Sequential(*map(of_torch, layers))
+    images = torch.rand(4, 1, 28, 28).round()  # of a few equal values, as a black background
+    for mode in (True, False):
+        logits, expected = (network.train(mode)(images) for network in (model, reference))
+        torch.testing.assert_close(logits, expected, rtol=1e-12, atol=1e-12)
+    gradients = [
+        torch.autograd.grad(y.square().sum(), network.parameters())
+        for y, network in ((logits, model), (expected, reference))
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(model.state_dict(), reference.state_dict(), rtol=1e-12, atol=1e-12)

@@ -18,7 +18,14 @@ from equiscale.citations import BSPLINE, DISCO, FOURIER_BESSEL, GAUSSIAN_DERIVAT
 from equiscale.models.mnist.network import MnistNetwork, MnistSettings
 from equiscale.models.mnist.ses import vector_trunk
 from equiscale.models.registry import ModelEntry, check_same_size, register
-from equiscale.nn import LiftConv2d, ScaleAvgPool2d, ScaleBatchNorm2d, ScaleConv2d
+from equiscale.nn import (
+    ImageBatchNorm2d,
+    ImageMaxPool2d,
+    LiftConv2d,
+    ScaleAvgPool2d,
+    ScaleBatchNorm2d,
+    ScaleConv2d,
+)
 from equiscale.scales import ScaleGrid
 
 _STEP = 2 ** (1 / 3)
@@ -75,8 +82,8 @@ def build_disco(settings: FamilySettings) -> MnistNetwork:
     main = nn.Sequential(
         *(LiftConv2d(c0, c1, **options), nn.ReLU(), ScaleAvgPool2d(2), ScaleBatchNorm2d(c1)),
         *(ScaleConv2d(c1, c2, **options), nn.ReLU(), ScaleAvgPool2d(2), ScaleBatchNorm2d(c2)),
-        *(ScaleConv2d(c2, c3, projection="max", **options), nn.Identity(), nn.ReLU()),
-        *(nn.MaxPool2d(window, stride=1), nn.AvgPool2d(2, stride=4), nn.BatchNorm2d(c3)),
+        *(ScaleConv2d(c2, c3, projection="max", **options), nn.Identity()),
+        *(ImageMaxPool2d(window, stride=1), nn.ReLU(), nn.AvgPool2d(2, stride=4), ImageBatchNorm2d(c3)),
     )
     return MnistNetwork(main, settings, published_names=_SHIFTED | {"pool.4": "main.13"})
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from equiscale.citations import SESN
 from equiscale.errors import ModelError, ShapeError
 from equiscale.models.registry import ModelEntry, register
+from equiscale.nn import ImageBatchNorm2d, ImageMaxPool2d, ValueDropout
 
 IMAGE_SIZE = 28
 UPSAMPLINGS = {28: 1, 56: 2}  # by the side of the images that the trunk sees
@@ -85,7 +86,7 @@ class MnistNetwork(nn.Module):
             nn.Linear(4 * settings.channels[-1], settings.hidden, bias=hidden_bias),
             nn.BatchNorm1d(settings.hidden),
             nn.ReLU(),
-            nn.Dropout(settings.dropout),
+            ValueDropout(settings.dropout),
             nn.Linear(settings.hidden, settings.num_classes),
         )
 
@@ -120,19 +121,22 @@ def cnn_trunk(settings: MnistSettings) -> nn.Sequential:
 
 
 def image_trunk(settings: MnistSettings, conv: Callable[[int, int], list[nn.Module]]) -> nn.Sequential:
-    """The trunk of the methods whose features are images; ``conv`` makes one convolution."""
+    """The trunk of the methods whose features are images; ``conv`` makes one convolution.
+
+    Pooling stands in front of the ReLU, with which it commutes, so that there are fewer pixels to do.
+    """
     c0, (c1, c2, c3) = settings.in_channels, settings.channels
     return nn.Sequential(
-        *(*conv(c0, c1), nn.ReLU(), nn.MaxPool2d(2), nn.BatchNorm2d(c1)),
-        *(*conv(c1, c2), nn.ReLU(), nn.MaxPool2d(2), nn.BatchNorm2d(c2)),
+        *(*conv(c0, c1), ImageMaxPool2d(2), nn.ReLU(), ImageBatchNorm2d(c1)),
+        *(*conv(c1, c2), ImageMaxPool2d(2), nn.ReLU(), ImageBatchNorm2d(c2)),
         *(*conv(c2, c3), *last_stage(settings)),
     )
 
 
 def last_stage(settings: MnistSettings) -> list[nn.Module]:
     """What follows the last convolution, down to 2×2 pixels."""
-    pool = nn.MaxPool2d(settings.last_pool, padding=2)
-    return [nn.ReLU(), pool, nn.BatchNorm2d(settings.channels[-1])]
+    pool = ImageMaxPool2d(settings.last_pool, padding=2)
+    return [pool, nn.ReLU(), ImageBatchNorm2d(settings.channels[-1])]
 
 
 for _size, _upsample in UPSAMPLINGS.items():

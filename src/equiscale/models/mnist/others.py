@@ -16,6 +16,8 @@ from equiscale.models.mnist.network import (
 from equiscale.models.registry import ModelEntry, check_same_size, register
 from equiscale.nn import (
     ColumnBatchNorm2d,
+    ImageBatchNorm2d,
+    ImageMaxPool2d,
     InputPyramid,
     LocallyScaleInvariantConv2d,
     MultiColumnConv2d,
@@ -132,11 +134,11 @@ def build_sicnn(settings: ScalesSettings) -> MnistNetwork:
     options: dict[str, Any] = {"kernel_size": settings.effective_size, "scales": settings.scales}
     last = ScaleMaxPool2d(settings.last_pool, padding=2)
     main = nn.Sequential(
-        *(MultiColumnLift2d(c0, c1, **options), nn.ReLU(), ScaleMaxPool2d(2)),
+        *(MultiColumnLift2d(c0, c1, **options), ScaleMaxPool2d(2), nn.ReLU()),
         ColumnBatchNorm2d(c1, num_scales),
-        *(MultiColumnConv2d(c1, c2, **options), nn.ReLU(), ScaleMaxPool2d(2)),
+        *(MultiColumnConv2d(c1, c2, **options), ScaleMaxPool2d(2), nn.ReLU()),
         ColumnBatchNorm2d(c2, num_scales),
-        *(MultiColumnConv2d(c2, c3, **options), nn.ReLU(), last),
+        *(MultiColumnConv2d(c2, c3, **options), last, nn.ReLU()),
         ColumnBatchNorm2d(c3, num_scales),
         ScaleProjection(),
     )
@@ -167,11 +169,11 @@ def build_sevf_scalar(settings: MnistSettings) -> MnistNetwork:
     size = settings.effective_size
     main = nn.Sequential(
         *(VectorFieldLift2d(c0, c1, kernel_size=size), VectorFieldMagnitude()),
-        *(nn.MaxPool2d(2), nn.BatchNorm2d(c1)),
+        *(ImageMaxPool2d(2), ImageBatchNorm2d(c1)),
         *(VectorFieldLift2d(c1, c2, kernel_size=size), VectorFieldMagnitude()),
-        *(nn.MaxPool2d(2), nn.BatchNorm2d(c2)),
+        *(ImageMaxPool2d(2), ImageBatchNorm2d(c2)),
         *(VectorFieldLift2d(c2, c3, kernel_size=size), VectorFieldMagnitude()),
-        nn.MaxPool2d(settings.last_pool, padding=2),
+        ImageMaxPool2d(settings.last_pool, padding=2),
     )
     names = _SEVF_SCALAR_NAMES | _CLASSIFIER_NAMES
     return MnistNetwork(main, settings, hidden_bias=True, published_names=names)
@@ -206,10 +208,10 @@ def build_dss_vector(settings: ScaleSpaceSettings) -> MnistNetwork:
     """DSS, vector: one lift, and the scale axis is kept to the end of the trunk."""
     c0, (c1, c2, c3) = settings.in_channels, settings.channels
     main = nn.Sequential(
-        *(_scale_space_lift(settings), _scale_space_conv(settings, c0, c1), nn.ReLU()),
-        *(ScaleMaxPool2d(2), ScaleBatchNorm2d(c1), _scale_space_conv(settings, c1, c2), nn.ReLU()),
-        *(ScaleMaxPool2d(2), ScaleBatchNorm2d(c2), _scale_space_conv(settings, c2, c3), nn.ReLU()),
-        *(ScaleMaxPool2d(settings.last_pool, padding=2), ScaleBatchNorm2d(c3), ScaleProjection()),
+        *(_scale_space_lift(settings), _scale_space_conv(settings, c0, c1), ScaleMaxPool2d(2)),
+        *(nn.ReLU(), ScaleBatchNorm2d(c1), _scale_space_conv(settings, c1, c2), ScaleMaxPool2d(2)),
+        *(nn.ReLU(), ScaleBatchNorm2d(c2), _scale_space_conv(settings, c2, c3)),
+        *(ScaleMaxPool2d(settings.last_pool, padding=2), nn.ReLU(), ScaleBatchNorm2d(c3), ScaleProjection()),
     )
     return MnistNetwork(main, settings)
 

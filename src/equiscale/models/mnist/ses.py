@@ -93,8 +93,8 @@ def vector_trunk(
     """The trunk of the steerable networks whose features are scale maps; ``options`` of each convolution."""
     c0, (c1, c2, c3) = settings.in_channels, settings.channels
     return nn.Sequential(
-        *(lift(c0, c1, **options), nn.ReLU(), ScaleMaxPool2d(2), ScaleBatchNorm2d(c1)),
-        *(conv(c1, c2, **options), nn.ReLU(), ScaleMaxPool2d(2), ScaleBatchNorm2d(c2)),
+        *(lift(c0, c1, **options), ScaleMaxPool2d(2), nn.ReLU(), ScaleBatchNorm2d(c1)),
+        *(conv(c1, c2, **options), ScaleMaxPool2d(2), nn.ReLU(), ScaleBatchNorm2d(c2)),
         *(conv(c2, c3, projection="max", **options), nn.Identity(), *last_stage(settings)),
     )
 

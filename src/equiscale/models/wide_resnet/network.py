@@ -11,7 +11,7 @@ from torch.nn.functional import relu
 from equiscale.citations import WIDE_RESNET, Citation
 from equiscale.errors import ModelError, ShapeError
 from equiscale.models.registry import ModelEntry, register
-from equiscale.nn import ScaleProjection
+from equiscale.nn import ImageBatchNorm2d, ScaleProjection, ValueDropout
 
 # The stem, and per unit of width the three stages.
 _CHANNELS = (16, 16, 32, 64)
@@ -134,11 +134,11 @@ class PlainMethod(Generic[S]):
 
     def norm(self, channels: int) -> nn.Module:
         """Batch norm in a block."""
-        return nn.BatchNorm2d(channels)
+        return ImageBatchNorm2d(channels)
 
     def last_norm(self, channels: int) -> nn.Module:
         """Batch norm in the head."""
-        return nn.BatchNorm2d(channels) if self.project_before == "norm" else self.norm(channels)
+        return ImageBatchNorm2d(channels) if self.project_before == "norm" else self.norm(channels)
 
     def published_names(self, network: nn.Module) -> dict[str, str]:
         """Where the public code calls a module otherwise: its name there to its name here."""
@@ -163,7 +163,7 @@ class WideBlock(nn.Module):
         self.bn1 = method.norm(place.in_channels)
         self.conv1 = method.conv(place)
         self.bn2 = method.norm(place.out_channels)
-        self.dropout = nn.Dropout(method.settings.dropout)
+        self.dropout = ValueDropout(method.settings.dropout)
         self.conv2 = method.conv(place.next)
         self.changes_channels = place.changes_channels
         self.convShortcut = method.shortcut(place)  # the published key
