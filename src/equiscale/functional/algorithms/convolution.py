@@ -1,12 +1,12 @@
 """One convolution to be computed, whatever the algorithm."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn.functional import pad
 
 from equiscale._typing import Image
@@ -110,6 +110,12 @@ class Convolution:
     geometry: ConvGeometry
     windows: Sequence[int] | None = None
     cache: FilterCache | None = None
+    _images: list[Image] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    @property
+    def transformed(self) -> bool:
+        """Whether torch.func or forward-mode differentiation is at work."""
+        return transformed(self.x, self.weight, self.basis, self.bias)
 
     @property
     def lifts(self) -> bool:
@@ -145,10 +151,12 @@ class Convolution:
             return [min(other, self.num_scales - 1) for other in seen]
         return [other for other in seen if other < self.num_scales]
 
-    @cached_property
+    @property
     def images(self) -> Sequence[Image]:
         """What each scale holds, (B, C, H, W); of an image, itself on every scale."""
-        return (self.x,) * self.num_scales if self.lifts else unstacked(self.x)
+        if not self._images:  # not a cached_property: no compiler follows its lock
+            self._images.extend((self.x,) * self.num_scales if self.lifts else unstacked(self.x))
+        return self._images
 
     def seen(self, scale: int) -> Image:
         """The images of all slots, behind the channels as in the filters: (B, C·n, H, W)."""
@@ -173,7 +181,7 @@ class Convolution:
 
     def kept(self, key: Any, build: Callable[[], _T]) -> _T:
         """Build something from the weights alone, or take what the layer has kept of it."""
-        if self.cache is None:
+        if self.cache is None or torch.compiler.is_compiling():
             return build()
         return self.cache.get((key, self.weight.dtype, torch.is_inference_mode_enabled()), self.weight, build)
 
@@ -197,7 +205,7 @@ def stacked(images: Sequence[Image]) -> Tensor:
 
 def unstacked(x: Tensor) -> tuple[Image, ...]:
     """The images of a scale map's scales; their gradients come together as in `stacked`."""
-    images: tuple[Image, ...] = _Unstacked.apply(x)
+    images: tuple[Image, ...] = x.unbind(2) if transformed(x) else _Unstacked.apply(x)
     return images
 
 
@@ -222,6 +230,14 @@ def framed(x: Tensor, margin: int, geometry: ConvGeometry) -> tuple[Tensor, int]
     if margin > 0 and geometry.padding_mode != "zeros":
         return pad(x, [margin] * 4, mode=geometry.padding_mode), 0
     return x, margin
+
+
+def transformed(*operands: Tensor | None) -> bool:
+    """Whether torch.func or forward-mode differentiation is at work: they know torch's own operations only."""
+    if torch.compiler.is_compiling():
+        return False  # a compiler traces functions of ours too
+    tangents = (forward_ad.unpack_dual(x).tangent for x in operands if x is not None)
+    return torch._C._are_functorch_transforms_active() or any(tangent is not None for tangent in tangents)
 
 
 def working_dtype(x: Tensor) -> torch.dtype:

@@ -28,9 +28,8 @@ def dilations(convolution: Convolution) -> tuple[int, ...]:
     A gradient of the basis is wanted off the grid too, and a trace must not depend on values: there 1.
     """
     basis = convolution.basis
-    wanted = torch.is_grad_enabled() and basis.requires_grad
-    functional = torch._C._are_functorch_transforms_active() or type(basis) is not Tensor
-    if wanted or functional or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(basis) is not Tensor
+    if traced or convolution.transformed or (torch.is_grad_enabled() and basis.requires_grad):
         return (1,) * convolution.num_scales
 
     def build() -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from equiscale._typing import Image
 from equiscale.functional.algorithms.convolution import Convolution, framed, result_dtype, working_dtype
+from equiscale.functional.algorithms.cropped import cropped
 from equiscale.functional.algorithms.dft import Periods, filter_spectrum, spectrum, synthesis
 
 _Parts: TypeAlias = tuple[Tensor, Tensor]  # real and imaginary
@@ -48,7 +49,10 @@ Tiling: TypeAlias = tuple[Cut, Cut]  # along H and along W
 
 
 def fourier(convolution: Convolution) -> Iterator[Image]:
-    """A product a frequency in place of a sum over the window."""
+    """A product a frequency in place of a sum over the window; the definition under torch.func."""
+    if convolution.transformed:
+        yield from cropped(convolution)
+        return
     shared = convolution.lifts or convolution.weight.shape[2] > 1
     common = max(convolution.sides)
     spectra: dict[int, tuple[_Parts, Tiling]] = {}
@@ -154,7 +158,10 @@ def tiling(convolution: Convolution, window: int) -> tuple[Tiling, int]:
             for side, count in zip(sides, convolution.output_size, strict=True)
         ]
         candidates.append(((cuts[0], cuts[1]), _operations(convolution, cuts[0], cuts[1])))
-    return min(candidates, key=lambda candidate: candidate[1])
+    best = candidates[0]
+    for candidate in candidates:  # not min(key=…), which no compiler follows with free sizes
+        best = candidate if candidate[1] < best[1] else best
+    return best
 
 
 def _cut(side: int, window: int, margin: int, count: int, stride: int, results: int | None) -> Cut:

@@ -5,13 +5,12 @@ place of C·k·k columns. A function that is a product of a column and a row is 
 the other. Everything lies in memory as ``(W, H, B, C)``, so that all of it is products of matrices.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn.functional import conv2d
 
 from equiscale._typing import Image
@@ -55,13 +54,14 @@ def projected_operations(convolution: Convolution) -> float:
 
 
 def _by_matrices(convolution: Convolution) -> bool:
-    """Whether nothing but values of x and of the weights is asked for: no trace, no gradient of the basis."""
+    """Whether nothing but values and gradients of x and of the weights are asked for.
+
+    A trace must not depend on the values of the basis, and their gradient is that of the definition.
+    """
     x, basis = convolution.x, convolution.basis
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor
-    transformed = torch._C._are_functorch_transforms_active() or any(
-        forward_ad.unpack_dual(operand).tangent is not None for operand in (x, convolution.weight, basis)
-    )
-    return not (traced or transformed or (torch.is_grad_enabled() and basis.requires_grad))
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) not in (Tensor, torch.nn.Parameter):
+        return False
+    return not convolution.transformed and not (torch.is_grad_enabled() and basis.requires_grad)
 
 
 def _by_convolutions(convolution: Convolution, scale: int) -> Image:
@@ -196,7 +196,7 @@ def _axis(size: int, window: int, margin: int, stride: int, count: int) -> _Axis
     return _Axis(size, tuple(strips))
 
 
-def _banded(profiles: Tensor, strip: _Strip) -> Tensor:
+def _matrices(profiles: Tensor, strip: _Strip) -> Tensor:
     """The profiles (…, k) as matrices (…, results, pixels)."""
     side = profiles.shape[-1]
     taps = torch.arange(strip.shape[1]) - torch.tensor(strip.starts)[:, None]
@@ -206,7 +206,21 @@ def _banded(profiles: Tensor, strip: _Strip) -> Tensor:
 
 # --- the product ---
 
-_Pair: TypeAlias = tuple[int, Tensor]
+
+@dataclass(frozen=True)
+class _Banded:
+    """Profiles as matrices, (…, results, pixels) of one strip."""
+
+    strip: _Strip
+    matrices: Tensor
+
+    @property
+    def flat(self) -> Tensor:
+        """All matrices one below the other."""
+        return self.matrices.flatten(0, -2)
+
+
+_Term: TypeAlias = tuple[int, Tensor, slice]  # a profile along W, a matrix along H, and the rows it sees
 
 
 @dataclass(frozen=True)
@@ -214,16 +228,21 @@ class _Plan:
     """The functions as banded matrices.
 
     Args:
-        rows: The strips along H, each with (F, P, H', H).
-        columns: The strips along W, each with (P, W', W).
+        rows: Along H, with matrices (F, P, H', H).
+        columns: Along W, with matrices (P, W', W).
         pairs: As in the factors.
         size: H' and W'.
     """
 
-    rows: tuple[tuple[_Strip, Tensor], ...]
-    columns: tuple[tuple[_Strip, Tensor], ...]
+    rows: tuple[_Banded, ...]
+    columns: tuple[_Banded, ...]
     pairs: tuple[tuple[int, ...], ...]
     size: tuple[int, int]
+
+    def terms(self, function: int, rows: _Banded) -> list[_Term]:
+        """Whose sum is the function, at the results of a strip."""
+        used = self.pairs[function]
+        return [(profile, rows.matrices[function, profile], rows.strip.pixels) for profile in used]
 
 
 def _scale(convolution: Convolution, scale: int, images: dict[int, Tensor]) -> Image:
@@ -268,19 +287,17 @@ def _plan(convolution: Convolution, scale: int) -> _Plan:
     factors, window = _factors(convolution, scale), convolution.sides[scale]
     rows, columns = _axes(convolution, window)
 
-    def matrices(axis: _Axis, profiles: Tensor, name: str) -> tuple[tuple[_Strip, Tensor], ...]:
-        return tuple((strip, kept(strip, profiles, name)) for strip in axis.strips)
+    def banded(axis: _Axis, profiles: Tensor, name: str) -> tuple[_Banded, ...]:
+        return tuple(_Banded(strip, kept(strip, profiles, name)) for strip in axis.strips)
 
     def kept(strip: _Strip, profiles: Tensor, name: str) -> Tensor:
-        key = (name, scale, window, strip.shape, strip.starts[0], convolution.geometry.stride)
         dtype, device = working_dtype(convolution.x), convolution.x.device
-        return convolution.kept_of_basis(
-            (*key, dtype), lambda: _banded(profiles, strip).to(dtype=dtype, device=device)
-        )
+        key = (name, scale, window, strip.shape, strip.starts[0], convolution.geometry.stride, dtype)
+        return convolution.kept_of_basis(key, lambda: _matrices(profiles, strip).to(device, dtype))
 
     return _Plan(
-        matrices(rows, factors.columns, "along height"),
-        matrices(columns, factors.rows, "along width"),
+        banded(rows, factors.columns, "along height"),
+        banded(columns, factors.rows, "along width"),
         factors.pairs,
         (rows.count, columns.count),
     )
@@ -289,22 +306,22 @@ def _plan(convolution: Convolution, scale: int) -> _Plan:
 class _Projection(torch.autograd.Function):
     """From (W, H, B, C) and the weights (F, G, C / G, C' / G) to (W', H', B, C').
 
-    The features are never held for more than one function and strip: the backward pass makes them anew.
+    The features are never held for more than one function and tile: the backward pass makes them anew.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, plan: _Plan) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.plan = plan
-        batch, channels = x.shape[2:]
-        y = x.new_zeros(plan.size[1], plan.size[0], batch, weight.shape[1] * weight.shape[3])
-        for strip, along_width in plan.columns:
-            partial = _along_width(x, strip, along_width)
-            results = y[strip.results].view(-1, y.shape[-1])
-            features = x.new_empty(len(strip.starts), plan.size[0], batch * channels)
-            for function in range(len(weight)):
-                _along_height(partial, function, plan, features)
-                _mix(results, features.view(-1, channels), weight[function])
+        y = x.new_empty(plan.size[1], plan.size[0], x.shape[2], weight.shape[1] * weight.shape[3])
+        for columns in plan.columns:
+            partial = _along_width(x, columns)
+            for rows in plan.rows:
+                features, results = _tile(x, columns, rows), _tile(y, columns, rows)
+                for function in range(len(weight)):
+                    _along_height(partial, plan.terms(function, rows), features)
+                    _mix(results, features, weight[function], first=function == 0)
+                y[columns.strip.results, rows.strip.results] = results
         return y
 
     @staticmethod
@@ -318,7 +335,7 @@ class _Projection(torch.autograd.Function):
             return of_x, of_weight, None
         of_x = torch.zeros_like(x) if wanted[0] else None
         of_weight = torch.zeros_like(weight) if wanted[1] else None
-        _gradients((x, weight), grad.contiguous(), ctx.plan, (of_x, of_weight))
+        _gradients((x, weight), grad, ctx.plan, (of_x, of_weight))
         return of_x, of_weight, None
 
 
@@ -326,78 +343,84 @@ def _gradients(
     operands: tuple[Tensor, Tensor], grad: Tensor, plan: _Plan, outs: tuple[Tensor | None, Tensor | None]
 ) -> None:
     (x, weight), (of_x, of_weight) = operands, outs
-    batch, channels = x.shape[2:]
-    for strip, along_width in plan.columns:
-        of_results = grad[strip.results].view(-1, grad.shape[-1])
-        features = x.new_empty(len(strip.starts), plan.size[0], batch * channels)
-        flat = features.view(-1, channels)
-        partial = _along_width(x, strip, along_width)
+    for columns in plan.columns:
+        partial = _along_width(x, columns)
         of_partial = torch.zeros_like(partial)
-        for function in range(len(weight)):
-            if of_weight is not None:
-                _along_height(partial, function, plan, features)
-                _mix_backward(of_weight[function], flat, of_results)
-            if of_x is not None:
-                _unmix(flat, of_results, weight[function])
-                _along_height_backward(of_partial, function, plan, features)
+        for rows in plan.rows:
+            features, of_results = _tile(x, columns, rows), _tile(grad, columns, rows)
+            of_results.copy_(grad[columns.strip.results, rows.strip.results])
+            of_seen = torch.zeros_like(of_partial[:, :, rows.strip.pixels])
+            for function in range(len(weight)):
+                terms = plan.terms(function, rows)
+                if of_weight is not None:
+                    _along_height(partial, terms, features)
+                    _mix_backward(of_weight[function], features, of_results)
+                if of_x is not None:
+                    _unmix(features, of_results, weight[function])
+                    _along_height_backward(of_seen, terms, features)
+            of_partial[:, :, rows.strip.pixels] += of_seen
         if of_x is not None:
-            seen = of_x[strip.pixels]
-            seen.view(len(seen), -1).addmm_(along_width.flatten(0, 1).T, of_partial.view(-1, seen[0].numel()))
+            seen = of_x[columns.strip.pixels]
+            seen.view(len(seen), -1).addmm_(columns.flat.T, of_partial.view(len(columns.flat), -1))
 
 
-def _along_width(x: Tensor, strip: _Strip, matrices: Tensor) -> Tensor:
-    """(P, W', H, B·C) of one strip of results."""
-    profiles, results, pixels = matrices.shape
-    partial = matrices.flatten(0, 1) @ x[strip.pixels].view(pixels, -1)
-    return partial.view(profiles, results, x.shape[1], -1)
+def _tile(whole: Tensor, columns: _Banded, rows: _Banded) -> Tensor:
+    """Memory for one tile of results, with the images and channels of a tensor: (W', H', B, C)."""
+    return whole.new_empty(columns.strip.shape[0], rows.strip.shape[0], *whole.shape[2:])
 
 
-def _along_height(partial: Tensor, function: int, plan: _Plan, out: Tensor) -> None:
-    """The features of one function: (W', H', B·C)."""
-    for strip, matrices in plan.rows:
-        part, first = out[:, strip.results], True
-        for profile in plan.pairs[function]:
-            matrix = matrices[function, profile].expand(len(out), -1, -1)
-            part.baddbmm_(matrix, partial[profile, :, strip.pixels], beta=0 if first else 1)
-            first = False
-    if not plan.pairs[function]:
-        out.zero_()
+def _along_width(x: Tensor, columns: _Banded) -> Tensor:
+    """The profiles along W at the results of a strip: (P, W', H, B·C)."""
+    partial = columns.flat @ x[columns.strip.pixels].view(columns.strip.shape[1], -1)
+    return partial.view(*columns.matrices.shape[:-1], x.shape[1], -1)
 
 
-def _along_height_backward(of_partial: Tensor, function: int, plan: _Plan, of_features: Tensor) -> None:
-    for strip, matrices in plan.rows:
-        for profile in plan.pairs[function]:
-            matrix = matrices[function, profile].mT.expand(len(of_features), -1, -1)
-            of_partial[profile, :, strip.pixels].baddbmm_(matrix, of_features[:, strip.results])
+def _along_height(partial: Tensor, terms: list[_Term], out: Tensor) -> None:
+    """The features of one function in a tile."""
+    features = out.view(*out.shape[:2], -1)
+    for number, (profile, matrix, pixels) in enumerate(terms):
+        features.baddbmm_(matrix.expand(len(out), -1, -1), partial[profile, :, pixels], beta=int(number > 0))
+    if not terms:
+        features.zero_()
 
 
-def _mix(results: Tensor, features: Tensor, weight: Tensor) -> None:
+def _along_height_backward(of_seen: Tensor, terms: list[_Term], of_features: Tensor) -> None:
+    flat = of_features.view(*of_features.shape[:2], -1)
+    for profile, matrix, _ in terms:
+        of_seen[profile].baddbmm_(matrix.mT.expand(len(flat), -1, -1), flat)
+
+
+def _mix(results: Tensor, features: Tensor, weight: Tensor, *, first: bool) -> None:
     """Add the products with the weights (G, C / G, C' / G), group by group."""
-    groups = len(weight)
-    for y, x, matrix in zip(results.chunk(groups, 1), features.chunk(groups, 1), weight, strict=True):
-        y.addmm_(x, matrix)
+    for y, x, matrix in _by_group(results, features, weight):
+        y.addmm_(x, matrix, beta=int(not first))
 
 
 def _unmix(features: Tensor, results: Tensor, weight: Tensor) -> None:
-    groups = len(weight)
-    for x, y, matrix in zip(features.chunk(groups, 1), results.chunk(groups, 1), weight, strict=True):
+    for y, x, matrix in _by_group(results, features, weight):
         x.addmm_(y, matrix.T, beta=0)
 
 
 def _mix_backward(of_weight: Tensor, features: Tensor, of_results: Tensor) -> None:
-    groups = len(of_weight)
-    for matrix, x, y in zip(of_weight, features.chunk(groups, 1), of_results.chunk(groups, 1), strict=True):
+    for y, x, matrix in _by_group(of_results, features, of_weight):
         matrix.addmm_(x.T, y)
+
+
+def _by_group(results: Tensor, features: Tensor, weight: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The matrices (N, C' / G), (N, C / G) and (C / G, C' / G) of every group."""
+    groups = len(weight)
+    parts = (part.flatten(0, 2).chunk(groups, 1) for part in (results, features))
+    return zip(*parts, weight.unbind(), strict=True)
 
 
 def _composed(x: Tensor, weight: Tensor, plan: _Plan) -> Tensor:
     """The same of operations that can be differentiated any number of times."""
     strips = []
-    for strip, along_width in plan.columns:
-        partial = torch.einsum("pvw,whbc->pvhbc", along_width, x[strip.pixels])
+    for columns in plan.columns:
+        partial = torch.einsum("pvw,whbc->pvhbc", columns.matrices, x[columns.strip.pixels])
         features = [
-            torch.einsum("fpuh,pvhbc->fvubc", along_height, partial[:, :, rows.pixels])
-            for rows, along_height in plan.rows
+            torch.einsum("fpuh,pvhbc->fvubc", rows.matrices, partial[:, :, rows.strip.pixels])
+            for rows in plan.rows
         ]
         by_group = torch.cat(features, 2).unflatten(-1, (weight.shape[1], -1))
         strips.append(torch.einsum("fvubgc,fgcd->vubgd", by_group, weight).flatten(3))
