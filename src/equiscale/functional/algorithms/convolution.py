@@ -114,7 +114,7 @@ class Convolution:
 
     @property
     def transformed(self) -> bool:
-        """Whether torch.func or forward-mode differentiation is at work, which follow torch's operations only."""
+        """Whether torch.func or forward-mode differentiation is at work."""
         return transformed(self.x, self.weight, self.basis, self.bias)
 
     @property
@@ -233,7 +233,7 @@ def framed(x: Tensor, margin: int, geometry: ConvGeometry) -> tuple[Tensor, int]
 
 
 def transformed(*operands: Tensor | None) -> bool:
-    """Whether torch.func or forward-mode differentiation is at work, which follow torch's operations only."""
+    """Whether torch.func or forward-mode differentiation is at work; they follow torch's own operations."""
     if torch.compiler.is_compiling():
         return False  # a compiler traces functions of ours too
     tangents = (forward_ad.unpack_dual(x).tangent for x in operands if x is not None)
