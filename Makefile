@@ -60,7 +60,8 @@ readme: $(VENV)/installed ## Write the README's tables from the committed record
 	@$(BIN)/equiscale table mnist-scale --results results --epochs 1 --into docs/first-epochs.md
 	@$(BIN)/equiscale table imagenette96 --results results --into docs/first-epochs.md
 	@$(BIN)/equiscale table digits-scale --results results --into README.md
-	@$(BIN)/python benchmarks/training_step.py --read --into README.md
+	@$(BIN)/equiscale bench --read results/benchmarks/speed.json --into README.md
+	@$(BIN)/equiscale bench --read results/benchmarks/speed.json --into docs/benchmarks.md
 	@$(BIN)/python benchmarks/equivariance.py --read --into docs/bases.md
 
 clean: ## Remove .venv and caches (never results)

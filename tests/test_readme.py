@@ -13,9 +13,12 @@ import torch
 from typer.testing import CliRunner
 
 from equiscale.cli import app
+from equiscale.experiments.benchmark.record import read_benchmark
 from equiscale.experiments.records import read_records
 from equiscale.experiments.spec import load_suite
 from equiscale.report.aggregate import aggregate
+from equiscale.report.benchmark import insert_tables
+from equiscale.report.benchmark_plots import roofline_plot, speed_plot
 from equiscale.report.tables import render
 
 ROOT = Path(__file__).parents[1]
@@ -99,15 +102,33 @@ def test_tables_are_those_of_the_committed_records(document: str, suite: str, ep
     assert printed.strip() == table.strip(), "run 'make readme'"
 
 
-@pytest.mark.parametrize(
-    ("benchmark", "document"), [("training_step", "README.md"), ("equivariance", "docs/bases.md")]
-)
-def test_tables_of_benchmarks_are_those_of_the_committed_records(
-    benchmark: str, document: str, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("document", ["README.md", "docs/benchmarks.md"])
+def test_tables_of_speed_are_those_of_the_committed_record(document: str, tmp_path: Path) -> None:
     copy = tmp_path / "document.md"
     copy.write_text((ROOT / document).read_text())
-    script = str(ROOT / "benchmarks" / f"{benchmark}.py")
+    insert_tables(copy, "speed", read_benchmark(ROOT / "results" / "benchmarks" / "speed.json"))
+    assert copy.read_text() == (ROOT / document).read_text(), "run 'make readme'"
+
+
+def test_the_plots_of_speed_are_those_of_the_committed_record() -> None:
+    folder = ROOT / "results" / "benchmarks"
+    record = read_benchmark(folder / "speed.json")
+    for name, plot in (("speed", speed_plot), ("speed-roofline", roofline_plot)):
+        assert texts((folder / f"{name}.svg").read_text()) == texts(plot(record)), (
+            "draw them anew: make readme"
+        )
+
+
+def texts(svg: str) -> list[str]:
+    """Not the bytes: they depend on matplotlib's version."""
+    return re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+
+
+def test_the_table_of_bases_is_that_of_the_committed_record(tmp_path: Path) -> None:
+    document = "docs/bases.md"
+    copy = tmp_path / "document.md"
+    copy.write_text((ROOT / document).read_text())
+    script = str(ROOT / "benchmarks" / "equivariance.py")
     subprocess.run(
         [sys.executable, script, "--read", "--into", str(copy)], cwd=ROOT, check=True, capture_output=True
     )

@@ -136,7 +136,8 @@ def insert_tables(document: Path, name: str, record: BenchmarkRecord) -> None:
 def conditions(record: BenchmarkRecord) -> list[str]:
     """On what, and how it was measured."""
     machine, settings = record.machine, record.settings
-    where = machine.get("gpu") or f"{machine['processor']}, {machine['threads']} threads"
+    threads = f"{machine['threads']} thread{'s' * (machine['threads'] != '1')}"
+    where = machine.get("gpu") or f"{machine['processor']}, {threads}"
     source = (
         f"commit {record.commit[:10]}{'' if record.clean else ' with changes'}"
         if record.commit

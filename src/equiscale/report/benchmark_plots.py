@@ -259,7 +259,8 @@ def _paint_roof(axes: Axes, peaks: Peaks, intensities: Sequence[float]) -> None:
     axes.fill_between([low, ridge, high], roof, [bottom] * 3, color=RULE, alpha=0.28, linewidth=0, zorder=0)
     axes.set_ylim(bottom=bottom)
     axes.set_xlim(low, high)
-    label: dict[str, Any] = {"textcoords": "offset points", "fontsize": 9, "color": INK}
+    label: dict[str, Any] = {"textcoords": "offset points", "fontsize": 9, "color": INK, "zorder": 5}
+    label["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
     axes.annotate(
         f"{peaks.flops / _GIGA:.0f} GFLOP/s", (high, peaks.flops / _GIGA), xytext=(-4, 5), ha="right", **label
     )
