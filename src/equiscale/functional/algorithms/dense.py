@@ -15,7 +15,7 @@ def dense(convolution: Convolution) -> Iterator[Image]:
     """One convolution for an image; for a scale map a grouped one, between two permuted copies."""
     maps = _lift(convolution) if convolution.lifts else _convolve(convolution)
     if convolution.bias is not None:
-        maps = maps + convolution.bias.view(1, -1, 1, 1, 1)
+        maps = maps + convolution.bias.view(1, -1, 1, 1, 1).to(maps.dtype)
     return iter(maps.unbind(2))
 
 
