@@ -32,6 +32,7 @@ from equiscale._files import atomic_path
 from equiscale._machine import available_cores, huge_pages, keep_memory
 from equiscale.data import TensorBatches, normalize, random_rescale
 from equiscale.experiments import provenance
+from equiscale.report.tables import insert_into
 
 MODELS = ("mnist_cnn_28", "mnist_cnn_56", "mnist_ses_scalar_28", "mnist_ses_scalar_56")
 QUESTIONS = ("epoch", "evaluation", "allocator", "side-by-side")
@@ -233,6 +234,47 @@ def answer(question: str, name: str, settings: argparse.Namespace) -> dict[str, 
     return side_by_side(name, settings.jobs, settings.seconds, batch_size, settings.device)
 
 
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    cells = [list(head), ["---"] * len(list(head)), *map(list, rows)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """What was answered, a table a question."""
+    tables = []
+    if "epoch" in record:
+        results = record["epoch"]["results"]
+        parts = list(results[0]["share"])
+        rows = [[f"`{r['model']}`", *(f"{100 * r['share'][part]:.1f} %" for part in parts)] for r in results]
+        tables.append(table(["share of an epoch", *parts], rows))
+    if "evaluation" in record:
+        results = record["evaluation"]["results"]
+        sizes = list(results[0]["milliseconds_an_image"])
+        rows = [
+            [f"`{r['model']}`", *(f"{r['milliseconds_an_image'][size]:.2f} ms" for size in sizes)]
+            for r in results
+        ]
+        tables.append(table(["evaluation of an image, in batches of", *sizes], rows))
+    if "allocator" in record:
+        results = record["allocator"]["results"]
+        rows = [
+            [
+                f"`{r['model']}`",
+                *(f"{r['seconds'][kind]:.2f} s, {r['peak_mb'][kind]} MB" for kind in ALLOCATORS),
+            ]
+            for r in results
+        ]
+        tables.append(table(["a step on one thread, freed memory", *ALLOCATORS], rows))
+    if "side-by-side" in record:
+        results = record["side-by-side"]["results"]
+        counts = list(results[0]["images_a_second"])
+        rows = [
+            [f"`{r['model']}`", *(f"{r['images_a_second'][count]:.0f}" for count in counts)] for r in results
+        ]
+        tables.append(table(["images a second, trainings side by side", *counts], rows))
+    return "\n\n".join(tables)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -245,17 +287,28 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, nargs="+", default=[1, 2], help="trainings side by side")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each training side by side")
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
+    parser.add_argument("--read", action="store_true", help="do not measure, read the record")
+    parser.add_argument("--into", type=Path, help="write the tables into this document")
     settings = parser.parse_args()
     unknown = set(settings.questions) - set(QUESTIONS)
     if unknown:
         parser.error(f"expected questions of {', '.join(QUESTIONS)}, got {', '.join(sorted(unknown))}")
+    if not settings.read:
+        measure(settings)
+        print(f"Wrote {settings.output}")
+    if settings.into:
+        insert_into(settings.into, "throughput", markdown(json.loads(settings.output.read_text())))
+        print(f"Wrote the tables into {settings.into}")
+
+
+def measure(settings: argparse.Namespace) -> None:
+    """Answer the questions; what was not asked for this time stays as it was answered before."""
     torch.set_num_threads(available_cores())
     keep_memory()
     commit, clean = provenance.commit()
-    # What was not asked for this time stays as it was answered before.
-    record = (
-        json.loads(settings.output.read_text()) if settings.output.exists() else {"benchmark": "throughput"}
-    )
+    record = {"benchmark": "throughput"}
+    if settings.output.exists():
+        record = json.loads(settings.output.read_text())
     for question in settings.questions or QUESTIONS:
         results = []
         for name in settings.models:
@@ -273,7 +326,6 @@ def main() -> None:
         }
         with atomic_path(settings.output) as temporary:
             temporary.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"Wrote {settings.output}")
 
 
 if __name__ == "__main__":

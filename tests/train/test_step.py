@@ -176,6 +176,7 @@ class PretendGraph:
         self.recorded.mistakes.copy_(mistakes)
         for parameter, gradient in zip(model.parameters(), self.recorded.gradients, strict=True):
             gradient.copy_(parameter.grad)
+            parameter.grad = None  # a graph knows its own tensors alone
 
 
 class PretendGraphedGradients(GraphedGradients):

@@ -267,6 +267,7 @@ def _obituary(exitcode: int | None, settings: RunSettings, options: RunOptions) 
 def _work(settings: RunSettings, options: RunOptions, sender: Connection) -> None:
     """The body of a run's process."""
     keep_memory()
+    torch.backends.cudnn.benchmark = True  # every batch but an epoch's last has the same shape
     try:
         record = execute_run(
             settings, options, on_epoch=lambda result: sender.send(RunEvent("epoch", settings, epoch=result))
