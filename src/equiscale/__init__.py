@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from equiscale.basis import HermiteBasis, SteerableBasis
     from equiscale.deploy import load_published_state_dict
     from equiscale.functional.algorithms import algorithm
+    from equiscale.functional.algorithms.autotune import autotune, clear_autotune
     from equiscale.models import create_model, list_models
     from equiscale.scales import ScaleGrid
 
@@ -22,6 +23,8 @@ _HOMES = {
     "ScaleGrid": "equiscale.scales",
     "SteerableBasis": "equiscale.basis",
     "algorithm": "equiscale.functional.algorithms",
+    "autotune": "equiscale.functional.algorithms.autotune",
+    "clear_autotune": "equiscale.functional.algorithms.autotune",
     "create_model": "equiscale.models",
     "list_models": "equiscale.models",
     "load_published_state_dict": "equiscale.deploy",
@@ -33,7 +36,9 @@ __all__ = [
     "SteerableBasis",
     "__version__",
     "algorithm",
+    "autotune",
     "basis",
+    "clear_autotune",
     "create_model",
     "data",
     "functional",

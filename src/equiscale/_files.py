@@ -1,4 +1,4 @@
-"""Files that appear under their final name only when they are complete."""
+"""Files that appear under their final name only when they are complete, and the folder for cached ones."""
 
 import os
 import shutil
@@ -10,6 +10,17 @@ from typing import Final
 
 _FOLDERS_OPEN: Final = os.name == "posix"  # elsewhere a folder cannot be opened
 _MANY: Final = 1_000
+
+
+def user_cache() -> Path:
+    """The folder ``equiscale`` in ``XDG_CACHE_HOME``, or else in ``~/.cache``.
+
+    Example:
+        >>> user_cache().name
+        'equiscale'
+    """
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "equiscale"
 
 
 @contextmanager

@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 from typing import Final
 
+from equiscale._files import user_cache
+
 ROOT_VARIABLE: Final = "EQUISCALE_DATA_DIR"
 
 
@@ -21,8 +23,7 @@ def data_root(root: Path | str | None = None) -> Path:
     chosen = root or os.environ.get(ROOT_VARIABLE)
     if chosen:
         return Path(chosen).expanduser().absolute()
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "equiscale"
+    return user_cache()
 
 
 def prepare_command(name: str, root: Path) -> str:

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from equiscale.data import DatasetInfo, dataset_info
 from equiscale.experiments.execute import build_network, evaluation_splits
 from equiscale.experiments.records import RunSettings
+from equiscale.functional.algorithms import unmeasured
 
 _REPEATS = 2
 _PATIENCE = 0.15  # seconds: a batch that takes longer is large enough to stand for a larger one
@@ -46,6 +47,7 @@ class Estimate:
         return self.runs * self.seconds
 
 
+@unmeasured()  # as in the runs
 def estimate_runs(
     runs: Iterable[RunSettings],
     *,

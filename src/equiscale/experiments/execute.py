@@ -34,6 +34,7 @@ from equiscale.experiments.records import (
     write_record,
 )
 from equiscale.experiments.spec import Protocol
+from equiscale.functional.algorithms import unmeasured
 from equiscale.models import create_model
 from equiscale.train import (
     Checkpoint,
@@ -83,10 +84,13 @@ class RunOptions:
     resume: bool = True
 
 
+@unmeasured()
 def execute_run(
     settings: RunSettings, options: RunOptions, *, on_epoch: Callable[[EpochResult], None] | None = None
 ) -> RunRecord:
     """Do one run; write its weights, the arrays of its pictures, and last its record.
+
+    What `equiscale.autotune` has measured is left out, so that a run has the same bits with any cache.
 
     Args:
         settings: What to run.

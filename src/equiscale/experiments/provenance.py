@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from equiscale._machine import processor_name
+
 _PACKAGES = ("equiscale", "torch", "numpy", "safetensors", "pillow", "scikit-learn")
 
 
@@ -26,7 +28,7 @@ def versions() -> dict[str, str]:
 def machine(device: torch.device) -> dict[str, str]:
     """Processor, cores, threads in use, system and device; nothing that names the machine itself."""
     found = {
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": str(os.cpu_count()),
         "threads": str(torch.get_num_threads()),
         "system": platform.system(),
@@ -55,15 +57,6 @@ def revision(folder: Path) -> str | None:
 def now() -> str:
     """The time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

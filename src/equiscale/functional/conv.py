@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import index
 
 from torch import Tensor
 from torch.nn.functional import conv2d
@@ -193,7 +194,7 @@ def checked(name: str, operands: Convolution) -> Convolution:
     windows = tuple(checked_windows(name, operands.windows, basis))
     if geometry.padding_mode == "zeros":
         radius = basis.shape[-1] // 2
-        reach = max(x.shape[-2:]) - 1 + geometry.margin(basis.shape[-1]) - radius
+        reach = max(map(index, x.shape[-2:])) - 1 + geometry.margin(basis.shape[-1]) - radius
         windows = tuple(min(window, 2 * reach + 1) for window in windows)
     return replace(operands, weight=weight[:, :, None] if lifts else weight, windows=windows)
 

@@ -237,10 +237,12 @@ class _ComplexProduct(torch.autograd.Function):
         x_real, x_imaginary, w_real, w_imaginary = ctx.saved_tensors
         of_x: tuple[Tensor | None, ...] = (None, None)
         of_w: tuple[Tensor | None, ...] = (None, None)
-        if ctx.needs_input_grad[0]:
-            of_x = _multiply(grads, (w_real.mT, w_imaginary.mT), signs=(1, -1))
-        if ctx.needs_input_grad[2]:
-            of_w = _multiply((x_real.mT, x_imaginary.mT), grads, signs=(-1, 1))
+        with torch.autocast(x_real.device.type, enabled=False):  # where the caller's reaches around backward
+            grads = tuple(grad.to(x_real.dtype) for grad in grads)
+            if ctx.needs_input_grad[0]:
+                of_x = _multiply(grads, (w_real.mT, w_imaginary.mT), signs=(1, -1))
+            if ctx.needs_input_grad[2]:
+                of_w = _multiply((x_real.mT, x_imaginary.mT), grads, signs=(-1, 1))
         return *of_x, *of_w
 
 

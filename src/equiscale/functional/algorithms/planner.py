@@ -3,26 +3,31 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Final, Literal, TypeAlias, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 import torch
-from torch import Tensor
 
 from equiscale._typing import Image
 from equiscale.errors import SettingError
+from equiscale.functional.algorithms.choices import fastest_measured
 from equiscale.functional.algorithms.convolution import Convolution
 from equiscale.functional.algorithms.cropped import cropped
 from equiscale.functional.algorithms.dense import dense
+from equiscale.functional.algorithms.dilated import dilated
 from equiscale.functional.algorithms.fourier import fourier, tiling
+from equiscale.functional.algorithms.projected import projected
 from equiscale.functional.algorithms.unfolded import unfolded
 
-AlgorithmName: TypeAlias = Literal["dense", "cropped", "unfolded", "fourier"]
+AlgorithmName: TypeAlias = Literal["dense", "cropped", "unfolded", "fourier", "projected", "dilated"]
 
 ALGORITHMS: Final[dict[str, Callable[[Convolution], Iterator[Image]]]] = {
     "dense": dense,
     "cropped": cropped,
     "unfolded": unfolded,
     "fourier": fourier,
+    "projected": projected,
+    "dilated": dilated,
 }
 
 # Operations a second beside those of an ordinary convolution of many channels: of batched products of small
@@ -32,7 +37,21 @@ _FEW_CHANNELS: Final = 4
 _FEW: Final = 0.5
 _UNFOLDED: Final = 1.0
 
-_forced: ContextVar[AlgorithmName | None] = ContextVar("forced", default=None)
+
+@dataclass(frozen=True)
+class _Setting:
+    """An algorithm that is forced, or None; and whether what was measured counts."""
+
+    forced: str | None = None
+    measured: bool = True
+
+
+_PLANNED: Final = _Setting()
+_setting: ContextVar[_Setting] = ContextVar("setting", default=_PLANNED)
+# A compiler cannot follow a context variable. It sees the last setting of any thread, and compiles anew when
+# that changes.
+_seen_by_compilers: Final = [_PLANNED]
+_observer: ContextVar[Callable[[Convolution], None] | None] = ContextVar("observer", default=None)
 
 
 @contextmanager
@@ -41,7 +60,8 @@ def algorithm(name: AlgorithmName) -> Iterator[None]:
 
     Args:
         name: "dense" (the published formulation), "cropped" (every scale at its own window), "unfolded"
-            (patches as a matrix) or "fourier" (products of transforms).
+            (patches as a matrix), "fourier" (products of transforms), "projected" (the basis first, the
+            weights after) or "dilated" (without the zeros between the pixels of a coarser grid).
 
     Raises:
         SettingError: For an unknown algorithm.
@@ -53,28 +73,68 @@ def algorithm(name: AlgorithmName) -> Iterator[None]:
     """
     if name not in ALGORITHMS:
         raise SettingError(f"expected an algorithm of {', '.join(get_args(AlgorithmName))}, got {name!r}")
-    token = _forced.set(name)
+    with _changed(forced=name):
+        yield
+
+
+@contextmanager
+def unmeasured() -> Iterator[None]:
+    """Choose inside as if nothing had ever been measured, so that results depend on no file.
+
+    Example:
+        >>> with unmeasured():
+        ...     pass
+    """
+    with _changed(measured=False):
+        yield
+
+
+@contextmanager
+def _changed(**fields: Any) -> Iterator[None]:
+    before, seen_before = _setting.get(), _seen_by_compilers[0]
+    token = _setting.set(replace(before, **fields))
+    _seen_by_compilers[0] = _setting.get()
     try:
         yield
     finally:
-        _forced.reset(token)
+        _setting.reset(token)
+        _seen_by_compilers[0] = seen_before
+
+
+@contextmanager
+def observed(observer: Callable[[Convolution], None]) -> Iterator[None]:
+    """Show every convolution inside to an observer before it is computed."""
+    token = _observer.set(observer)
+    try:
+        yield
+    finally:
+        _observer.reset(token)
 
 
 def maps(convolution: Convolution) -> Iterator[Image]:
     """The result of a convolution, one scale after the other, each (B, C', H', W')."""
-    name = _forced.get() or plan(convolution)
+    if not torch.compiler.is_compiling() and (observer := _observer.get()) is not None:
+        observer(convolution)
+    setting = _seen_by_compilers[0] if torch.compiler.is_compiling() else _setting.get()
+    name = setting.forced or plan(convolution, measured=setting.measured)
     if convolution.cache is not None:
         convolution.cache.algorithm = name
     return ALGORITHMS[name](convolution)
 
 
-def plan(convolution: Convolution) -> AlgorithmName:
-    """The algorithm of least estimated time; always the same for the same shapes.
+def plan(convolution: Convolution, *, measured: bool = True) -> str:
+    """The algorithm that `equiscale.autotune` found to be the fastest, or else that of least estimated time.
 
-    Nothing is measured, so that the same training gives the same bits.
+    Nothing is measured here, so that the same shapes and the same choices give the same bits.
     """
     if torch.compiler.is_exporting():
         return "cropped"  # ordinary convolutions, known everywhere
+    choice = fastest_measured(convolution) if measured else None
+    return choice if choice in ALGORITHMS else estimate(convolution)
+
+
+def estimate(convolution: Convolution) -> str:
+    """The algorithm of least estimated time; always the same for the same shapes."""
     times = {
         "cropped": _direct_operations(convolution),
         "fourier": _fourier_operations(convolution) / _BATCHED,
@@ -82,7 +142,10 @@ def plan(convolution: Convolution) -> AlgorithmName:
     if convolution.weight.shape[1] <= _FEW_CHANNELS:
         times["cropped"] /= _FEW
         times["unfolded"] = _direct_operations(convolution) / _UNFOLDED
-    return min(times, key=lambda name: times[name])
+    best = "cropped"
+    for name, seconds in times.items():  # not min(key=…), which no compiler follows with free sizes
+        best = name if seconds < times[best] else best
+    return best
 
 
 def _direct_operations(convolution: Convolution) -> float:
@@ -94,18 +157,3 @@ def _direct_operations(convolution: Convolution) -> float:
 
 def _fourier_operations(convolution: Convolution) -> float:
     return float(tiling(convolution, max(convolution.sides))[1])
-
-
-def stacked(images: Iterator[Image]) -> Tensor:
-    """The scale map of its scales' images, in memory as they are: scale by scale."""
-    every = list(images)
-    # Along a new first axis of the memory, so that nothing but whole images is moved.
-    order = _memory_order(every[0])
-    whole = torch.stack([image.permute(order) for image in every])
-    back = [1 + order.index(axis) for axis in range(4)]
-    return whole.permute(back[0], back[1], 0, back[2], back[3])
-
-
-def _memory_order(x: Tensor) -> list[int]:
-    """The axes from the slowest to the fastest in memory."""
-    return sorted(range(x.ndim), key=lambda axis: (-x.stride(axis), axis))

@@ -326,7 +326,13 @@ class _Projection(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+        with torch.autocast(grad.device.type, enabled=False):  # where the caller's reaches around backward
+            return _Projection._backward(ctx, grad)
+
+    @staticmethod
+    def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
+        grad = grad.to(x.dtype)
         wanted = ctx.needs_input_grad[:2]
         if torch.is_grad_enabled():  # the gradient's own gradient is wanted
             inputs = [operand for operand, needed in zip((x, weight), wanted, strict=True) if needed]
