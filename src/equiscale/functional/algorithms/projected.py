@@ -39,7 +39,7 @@ def projected(convolution: Convolution) -> Iterator[Image]:
 
 def projected_operations(convolution: Convolution) -> float:
     """Operations of the forward pass of all scales."""
-    batch, (fan_out, fan_in, slots, _) = convolution.x.shape[0], convolution.weight.shape
+    batch, (fan_out, fan_in) = convolution.x.shape[0], convolution.weight.shape[:2]
     total = 0.0
     for scale, window in enumerate(convolution.sides):
         rows, columns = _axes(convolution, window)
@@ -49,7 +49,7 @@ def projected_operations(convolution: Convolution) -> float:
         along_height = pairs * columns.count * rows.products
         features = fan_in * convolution.geometry.groups * (along_width + along_height)
         mixed = fan_out * fan_in * len(factors.pairs) * rows.count * columns.count
-        total += 2.0 * batch * slots * (features + mixed)
+        total += 2.0 * batch * len(convolution.slots(scale)) * (features + mixed)
     return total
 
 

@@ -1,0 +1,138 @@
+"""Transforms as products with matrices, against torch.fft in double precision."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from equiscale.functional.algorithms import dft
+from equiscale.functional.algorithms.dft import Periods, filter_spectrum, spectrum, synthesis
+
+PERIODS = [Periods(1, 1), Periods(6, 6), Periods(7, 9), Periods(8, 5), Periods(12, 11)]
+every_period = pytest.mark.parametrize("periods", PERIODS, ids=lambda p: f"{p.height}x{p.width}")
+
+
+def images(size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    return torch.randn(2, 3, *size, dtype=torch.float64, generator=generator)  # (B, C, H, W)
+
+
+def in_order(x: Tensor) -> Tensor:
+    return x.permute(3, 2, 0, 1).contiguous()  # (W, H, B, C)
+
+
+def as_complex(parts: tuple[Tensor, Tensor], periods: Periods) -> Tensor:
+    """(B, C, P, half) as torch.fft.rfft2 has it."""
+    whole = torch.complex(*parts).unflatten(0, (periods.half, periods.height))
+    return whole.permute(2, 3, 1, 0)
+
+
+def assert_equal(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+
+
+@every_period
+def test_spectrum_equals_the_fast_transform_with_zeros_after(
+    periods: Periods, generator: torch.Generator
+) -> None:
+    for lost in (0, 1):
+        size = max(1, periods.height - lost), max(1, periods.width - 2 * lost)
+        x = images(size, generator)
+        expected = torch.fft.rfft2(x, s=(periods.height, periods.width))
+        parts = spectrum(in_order(x), periods)
+        assert parts[0].shape == (periods.frequencies, 2, 3)
+        assert_equal(as_complex(parts, periods), expected)
+
+
+@every_period
+def test_synthesis_is_the_inverse_at_all_pixels(periods: Periods, generator: torch.Generator) -> None:
+    x = images((periods.height, periods.width), generator)
+    every = range(periods.height), range(periods.width)
+    pixels = synthesis(spectrum(in_order(x), periods), periods, *every)
+    assert_equal(pixels, in_order(x))
+    assert pixels.is_contiguous()
+
+
+def test_synthesis_gives_the_pixels_asked_for_modulo_the_periods(generator: torch.Generator) -> None:
+    periods, rows, columns = Periods(7, 8), (-2, 0, 6, 8), (3, -1, 9)
+    x = images((7, 8), generator)
+    pixels = synthesis(spectrum(in_order(x), periods), periods, rows, columns)
+    expected = x[:, :, [row % 7 for row in rows]][..., [column % 8 for column in columns]]
+    assert_equal(pixels, in_order(expected))
+
+
+def test_synthesis_takes_products_as_the_fast_transform_does(generator: torch.Generator) -> None:
+    """Not the transform of any image by rounding alone: both parts of any frequencies."""
+    periods = Periods(6, 8)
+    parts = torch.randn(2, periods.frequencies, 2, 3, dtype=torch.float64, generator=generator).unbind()
+    whole = torch.complex(*parts).unflatten(0, (periods.half, periods.height)).permute(2, 3, 1, 0)
+    expected = torch.fft.irfft2(whole, s=(6, 8))
+    assert_equal(synthesis(parts, periods, range(6), range(8)), in_order(expected))
+
+
+@every_period
+def test_products_with_the_spectrum_of_filters_correlate(
+    periods: Periods, generator: torch.Generator
+) -> None:
+    side = min(3, periods.height, periods.width)
+    basis = torch.randn(4, side, side, dtype=torch.float64, generator=generator)
+    x = images((periods.height, periods.width), generator)
+    real, imaginary = filter_spectrum(basis, periods)
+    assert real.shape == (periods.frequencies, 4)
+    seen = torch.complex(*spectrum(in_order(x), periods))
+    for function in range(4):
+        product = seen * torch.complex(real, imaginary)[:, function, None, None]
+        actual = synthesis((product.real, product.imag), periods, range(periods.height), range(periods.width))
+        expected = sum(
+            basis[function, row, column] * x.roll((-row, -column), (-2, -1))
+            for row in range(side)
+            for column in range(side)
+        )
+        assert_equal(actual, in_order(expected))
+
+
+def test_derivatives() -> None:
+    periods = Periods(5, 4)
+    x = torch.randn(3, 4, 1, 2, dtype=torch.float64, requires_grad=True)
+
+    def there_and_back(x: Tensor) -> Tensor:
+        real, imaginary = spectrum(x, periods)
+        return synthesis((real * imaginary, imaginary), periods, (0, 3), (1, -1, 2))
+
+    assert torch.autograd.gradcheck(there_and_back, x)
+    assert torch.autograd.gradgradcheck(there_and_back, x)
+
+
+def test_matrices_are_kept_for_every_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: dict = {}
+    monkeypatch.setattr(dft, "_kept", kept)
+    x = torch.randn(4, 5, 1, 1)
+    spectrum(x, Periods(6, 6))
+    count = len(kept)
+    matrices = [id(matrix) for matrix in kept.values()]
+    spectrum(x, Periods(6, 6))
+    assert [id(matrix) for matrix in kept.values()] == matrices
+    spectrum(x.double(), Periods(6, 6))
+    assert len(kept) == 2 * count
+    assert {matrix.dtype for matrix in kept.values()} == {torch.float32, torch.float64}
+
+
+def test_matrices_kept_in_inference_mode_serve_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: dict = {}
+    monkeypatch.setattr(dft, "_kept", kept)
+    x = torch.randn(4, 5, 1, 1)
+    with torch.inference_mode():
+        spectrum(x, Periods(6, 6))
+    assert kept
+    assert not any(matrix.is_inference() or matrix.requires_grad for matrix in kept.values())
+    real, imaginary = spectrum(x.requires_grad_(), Periods(6, 6))
+    (real + imaginary).sum().backward()
+    assert x.grad is not None
+
+
+def test_phases_of_large_periods_are_not_rounded() -> None:
+    """The product of frequency and position is reduced before it meets π."""
+    size = 509
+    x = torch.zeros(size, 1, 1, 1)
+    x[-1] = 1
+    real, _ = spectrum(x, Periods(1, size))
+    expected = torch.fft.rfft(x.double().flatten()).real.float()
+    torch.testing.assert_close(real.flatten(), expected, rtol=0, atol=1e-7)
