@@ -20,6 +20,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ QUESTIONS = ("epoch", "evaluation", "allocator", "side-by-side")
 DEFAULT_OUTPUT = Path("results/benchmarks/throughput.json")
 TRAIN, VALIDATION = 10_000, 2_000
 EVALUATION_BATCHES = (32, 128, 512, 1024)
+_PATIENCE = 300  # seconds until a training that has not begun is given up
 ALLOCATORS = ("given back", "kept", "kept, huge pages")
 
 
@@ -137,18 +139,14 @@ def train_step(name: str, batch_size: int, device: torch.device) -> Callable[[],
     return step
 
 
-def in_process(task: Callable[..., None], *arguments: object) -> Any:
+def in_process(task: Callable[..., Any], *arguments: object) -> Any:
     """The answer of a task, in a process of its own."""
     context = multiprocessing.get_context("spawn")
-    answers = context.SimpleQueue()
-    process = context.Process(target=task, args=(*arguments, answers))
-    process.start()
-    answer = answers.get()
-    process.join()
-    return answer
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(task, *arguments).result()
 
 
-def step_with_allocator(name: str, allocator: str, rounds: int, batch_size: int, answers: Any) -> None:
+def step_with_allocator(name: str, allocator: str, rounds: int, batch_size: int) -> tuple[float, float]:
     """The processor's time of a step on one thread, which neighbours do not disturb, and the memory."""
     torch.set_num_threads(1)
     if allocator != "given back":
@@ -159,7 +157,7 @@ def step_with_allocator(name: str, allocator: str, rounds: int, batch_size: int,
         started = time.process_time()
         step()
         times.append(time.process_time() - started)
-    answers.put((statistics.median(times[2:]), peak() - before))
+    return statistics.median(times[2:]), peak() - before
 
 
 def peak() -> float:
@@ -192,7 +190,7 @@ def train_for(
     keep_memory()
     step, watch = train_step(name, batch_size, torch.device(device)), Stopwatch(torch.device(device))
     step()
-    barrier.wait()
+    barrier.wait(_PATIENCE)
     started, steps = watch.now(), 0
     while watch.now() - started < seconds:
         step()
@@ -214,9 +212,11 @@ def side_by_side(
                 processes = [context.Process(target=train_for, args=arguments) for _ in range(count)]
                 for process in processes:
                     process.start()
-            rates[count].append(sum(answers.get() for _ in processes))
             for process in processes:
                 process.join()
+            if any(process.exitcode for process in processes):
+                raise RuntimeError(f"a training of {name} failed; its error stands above")
+            rates[count].append(sum(answers.get() for _ in processes))
     return {
         "model": name,
         "images_a_second": {str(count): round(statistics.median(each), 1) for count, each in rates.items()},
