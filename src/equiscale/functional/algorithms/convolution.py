@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,11 +15,15 @@ from equiscale.functional.geometry import ConvGeometry
 
 _T = TypeVar("_T")
 
+# Bytes that a layer may keep of its weights, and of its basis: transformed filters of wide layers are many
+# times their weights, and every size of image has its own.
+_ROOM: Final = 1 << 27
+
 
 class FilterCache:
     """What a layer keeps between forward passes: filters while its weights stay, and its last algorithm.
 
-    Nothing of it is copied, pickled or part of a state dict.
+    Nothing of it is copied, pickled or part of a state dict, and its memory is bounded.
 
     Example:
         >>> cache = FilterCache()
@@ -45,10 +49,7 @@ class FilterCache:
         # Compared by value: weights are also changed behind autograd's back, through .data.
         if self._source is None or not torch.equal(self._source, weight):
             self._source, self._kept = weight.detach().clone(), {}
-        if key not in self._kept:
-            self._kept[key] = build()
-        kept: _T = self._kept[key]
-        return kept
+        return _take(self._kept, key, build)
 
     def get_of_basis(self, key: Any, basis: Tensor, build: Callable[[], Tensor]) -> Tensor:
         """What was built for this basis, a buffer that never changes but for its place and type."""
@@ -56,10 +57,8 @@ class FilterCache:
             return build()
         if self._basis is not basis:
             self._basis, self._kept_of_basis = basis, {}
-        if key not in self._kept_of_basis:
-            with torch.inference_mode(False), torch.no_grad():
-                self._kept_of_basis[key] = build()
-        return self._kept_of_basis[key]
+        with torch.inference_mode(False), torch.no_grad():
+            return _take(self._kept_of_basis, key, build)
 
     def clear(self) -> None:
         """Forget the filters."""
@@ -70,6 +69,27 @@ class FilterCache:
 
     def __reduce__(self) -> tuple[type["FilterCache"], tuple[()]]:
         return FilterCache, ()
+
+
+def _take(kept: dict[Any, Any], key: Any, build: Callable[[], _T]) -> _T:
+    """What is kept under a key, or what is built now and kept if there is room."""
+    # One look-up: another thread may be clearing.
+    found: _T | None = kept.get(key)
+    if found is not None:
+        return found
+    built = build()
+    if _size(built) + sum(_size(value) for value in tuple(kept.values())) > _ROOM:
+        kept.clear()
+    if _size(built) <= _ROOM:
+        kept[key] = built
+    return built
+
+
+def _size(value: Any) -> int:
+    """Bytes of tensors."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    return sum(_size(part) for part in value)
 
 
 def _may_keep(weight: Tensor) -> bool:
@@ -181,7 +201,7 @@ class Convolution:
 
     def kept(self, key: Any, build: Callable[[], _T]) -> _T:
         """Build something from the weights alone, or take what the layer has kept of it."""
-        if self.cache is None or torch.compiler.is_compiling():
+        if self.cache is None or self.basis.requires_grad or torch.compiler.is_compiling():
             return build()
         return self.cache.get((key, self.weight.dtype, torch.is_inference_mode_enabled()), self.weight, build)
 
