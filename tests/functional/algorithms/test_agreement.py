@@ -284,6 +284,18 @@ def test_without_gradients_and_in_inference_mode_the_same_bits(
     assert torch.equal(inferred, y)
 
 
+@every_algorithm
+@pytest.mark.parametrize("projection", [None, "max"])
+def test_many_images_are_the_same_as_few(name: AlgorithmName, projection: str | None) -> None:
+    """However many are taken at a time."""
+    problem = Problem(replace(TINY, batch=131), (3, 3), "any", projection, False)
+    x, *others = problem.operands(scale_conv2d, torch.float64)
+    with torch.no_grad(), algorithm(name):
+        y = scale_conv2d(x, *others, geometry=problem.geometry)
+        few = [scale_conv2d(part, *others, geometry=problem.geometry) for part in x.split(50)]
+    assert_agree([y], [torch.cat(few)], 1e-12)
+
+
 # In a process of its own: a compiler cannot follow the run-time shape checks of this suite.
 COMPILED = """
 import torch

@@ -136,3 +136,14 @@ def test_phases_of_large_periods_are_not_rounded() -> None:
     real, _ = spectrum(x, Periods(1, size))
     expected = torch.fft.rfft(x.double().flatten()).real.float()
     torch.testing.assert_close(real.flatten(), expected, rtol=0, atol=1e-7)
+
+
+def test_matrices_of_ever_new_sizes_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: dict = {}
+    monkeypatch.setattr(dft, "_kept", kept)
+    monkeypatch.setattr(dft, "_MOST", 10)
+    for size in range(2, 12):
+        x = torch.randn(size, 3, 1, 1)
+        real, _ = spectrum(x, Periods(4, size))
+        torch.testing.assert_close(real[0], x.sum((0, 1)))
+        assert len(kept) <= 10
