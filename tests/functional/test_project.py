@@ -130,12 +130,12 @@ def test_folding_leaves_the_callers_tensors_alone_and_keeps_what_is_not_a_number
     assert [part.grad.tolist()[::2] for part in parts] == [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]
 
 
-def test_folding_holds_two_tensors_at_a_time() -> None:
+def test_folding_holds_no_tensor_while_it_asks_for_the_next_but_the_first() -> None:
     alive: list[weakref.ref] = []
 
     def parts() -> Iterator[torch.Tensor]:
         for number in range(5):
-            assert sum(ref() is not None for ref in alive) <= 1
+            assert sum(ref() is not None for ref in alive) == (number == 1)
             part = torch.full((4,), float(number), requires_grad=True) * 1  # a node, as a layer's output
             alive.append(weakref.ref(part))
             yield part

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,12 +22,14 @@ def by_blocks(x: Tensor) -> bool:
 
 def is_eager(x: Tensor) -> bool:
     """Whether x is computed here and now: its place in memory is known, and nothing records operations."""
-    return not (torch.compiler.is_compiling() or torch.jit.is_tracing() or transformed(x))
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return not (torch.compiler.is_compiling() or tracing or transformed(x))
 
 
 def transformed(x: Tensor) -> bool:
     """Whether x is within torch.func or has a forward derivative, and may hide that it needs a gradient."""
-    return torch._C._are_functorch_transforms_active() or forward_ad.unpack_dual(x).tangent is not None
+    dual = forward_ad.unpack_dual(x)  # type: ignore[no-untyped-call]
+    return torch._C._are_functorch_transforms_active() or dual.tangent is not None
 
 
 def blocks(shape: Sequence[int]) -> Iterator[Block]:
@@ -55,3 +58,9 @@ def buffers(like: Tensor, count: int, dtype: torch.dtype | None = None) -> list[
 def shaped(block: Tensor, *buffers: Tensor) -> list[Tensor]:
     """The part of each buffer that this block needs, in its shape."""
     return [buffer[: block.numel()].view(block.shape) for buffer in buffers]
+
+
+def applied(function: Any, *arguments: Any) -> Tensor:
+    """The tensor that an autograd function, which torch does not type, makes of its arguments."""
+    y: Tensor = function.apply(*arguments)
+    return y

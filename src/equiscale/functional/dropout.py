@@ -7,7 +7,7 @@ from torch import Tensor
 
 from equiscale._typing import ScaleMap
 from equiscale.errors import SettingError
-from equiscale.functional.blockwise import blocks, buffers, by_blocks, shaped
+from equiscale.functional.blockwise import applied, blocks, buffers, by_blocks, shaped
 from equiscale.functional.memory_order import in_order_of
 from equiscale.functional.project import check_scale_map
 
@@ -110,8 +110,7 @@ def value_dropout(
         return x * (torch.empty_like(x).bernoulli_(1 - p, generator=generator) / (1 - p))
     threshold = min(round(p * 2**_BITS), 2**_BITS - 1)
     kept = _at_least(threshold, x, generator)
-    y: Tensor = _Masked.apply(x, kept, 1 / (1 - threshold / 2**_BITS))
-    return y
+    return applied(_Masked, x, kept, 1 / (1 - threshold / 2**_BITS))
 
 
 # Random bits of a value: four values share a draw of 64, where torch's bernoulli_ takes a draw for each.
@@ -148,9 +147,8 @@ class _Masked(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        masked: Tensor = _Masked.apply(grad, *ctx.saved_tensors, ctx.factor)
-        return masked, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return applied(_Masked, grad, *ctx.saved_tensors, ctx.factor), None, None
 
 
 def _active(name: str, x: Tensor, p: float, training: bool) -> bool:

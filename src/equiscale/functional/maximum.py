@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equiscale.functional.blockwise import blocks, buffers, shaped
+from equiscale.functional.blockwise import applied, blocks, buffers, shaped
 from equiscale.functional.memory_order import in_order_of
 
 
@@ -35,10 +35,10 @@ class Keep(torch.autograd.Function):
         return best
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         first, second = ctx.needs_input_grad[:2]
-        rest = grad if ctx.number > 1 else Choose.apply(grad, ctx.index, 0) if first else None
-        return rest, Choose.apply(grad, ctx.index, ctx.number) if second else None, None, None
+        rest = grad if ctx.number > 1 else applied(Choose, grad, ctx.index, 0) if first else None
+        return rest, applied(Choose, grad, ctx.index, ctx.number) if second else None, None, None
 
 
 class Choose(torch.autograd.Function):
@@ -53,9 +53,8 @@ class Choose(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        chosen: Tensor = Choose.apply(grad, ctx.saved_tensors[0], ctx.number)
-        return chosen, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return applied(Choose, grad, ctx.saved_tensors[0], ctx.number), None, None
 
 
 @dataclass(frozen=True)
@@ -64,13 +63,11 @@ class Parts:
 
     Args:
         of: From a tensor to its parts, of which there are at most 256.
-        cover: Every element belongs to a part.
-        overlap: Some elements belong to several.
+        cover: Every element belongs to one part; else some belong to none. None belongs to two.
     """
 
     of: Callable[[Tensor], Sequence[Tensor]]
     cover: bool = True
-    overlap: bool = False
 
 
 class Largest(torch.autograd.Function):
@@ -87,9 +84,8 @@ class Largest(torch.autograd.Function):
         return best
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        spread: Tensor = Spread.apply(grad, ctx.saved_tensors[0], ctx.parts, ctx.like)
-        return spread, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return applied(Spread, grad, ctx.saved_tensors[0], ctx.parts, ctx.like), None
 
 
 class Spread(torch.autograd.Function):
@@ -99,15 +95,14 @@ class Spread(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, index: Tensor, parts: Parts, like: Tensor) -> Tensor:
         ctx.save_for_backward(index)
         ctx.parts = parts
-        make = torch.empty_like if parts.cover and not parts.overlap else torch.zeros_like
+        make = torch.empty_like if parts.cover else torch.zeros_like
         out = make(like, dtype=values.dtype, device=values.device)
-        choose(values, index, dict(enumerate(parts.of(out))), add=parts.overlap)
+        choose(values, index, dict(enumerate(parts.of(out))))
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
-        collected: Tensor = Collect.apply(grad, ctx.saved_tensors[0], ctx.parts)
-        return collected, None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return applied(Collect, grad, ctx.saved_tensors[0], ctx.parts), None, None, None
 
 
 class Collect(torch.autograd.Function):
@@ -123,9 +118,8 @@ class Collect(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        spread: Tensor = Spread.apply(grad, ctx.saved_tensors[0], ctx.parts, ctx.like)
-        return spread, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return applied(Spread, grad, ctx.saved_tensors[0], ctx.parts, ctx.like), None, None
 
 
 def largest_of(parts: Sequence[Tensor], best: Tensor, index: Tensor) -> None:

@@ -4,7 +4,7 @@ Every result has its axes in memory as its input has them.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -21,6 +21,12 @@ def laid_as(reference: Tensor, x: Tensor) -> Tensor:
     """The same values, with the axes in memory as those of ``reference``; no copy where they are."""
     order = _order(reference)
     return _unpermuted(x.permute(order).contiguous(), order)
+
+
+def empty_in_order_of(reference: Tensor, shape: Sequence[int]) -> Tensor:
+    """A tensor of another shape, of the reference's type and place, with its axes in memory as there."""
+    order = _order(reference)
+    return _unpermuted(reference.new_empty([shape[axis] for axis in order]), order)
 
 
 def channels_view(x: Tensor) -> tuple[Tensor, Restore] | None:
@@ -73,7 +79,8 @@ def planes_view(x: Tensor) -> tuple[Tensor, Restore] | None:
 
 
 def _order(x: Tensor) -> list[int]:
-    return sorted(range(x.ndim), key=lambda axis: -x.stride(axis))
+    strides = x.stride()
+    return sorted(range(x.ndim), key=lambda axis: -strides[axis])
 
 
 def _unpermuted(x: Tensor, order: list[int]) -> Tensor:

@@ -8,7 +8,7 @@ from torch.nn.functional import avg_pool2d, max_pool2d
 
 from equiscale._typing import Image, ScaleMap
 from equiscale.errors import SettingError, ShapeError
-from equiscale.functional.blockwise import by_blocks
+from equiscale.functional.blockwise import applied, by_blocks
 from equiscale.functional.maximum import Largest, Parts
 from equiscale.functional.memory_order import laid_as, planes_view
 from equiscale.functional.project import check_scale_map
@@ -129,8 +129,8 @@ def _max_pool(x: Tensor, kernel_size: int, stride: int, padding: int) -> Tensor:
     if not tracked or x.shape[1] < _CHANNELS_OF_A_VECTOR:
         return _plainly(x, window)
     last = x.movedim(1, -1).contiguous()  # (B, …, H, W, C)
-    y: Tensor = PooledMaximum.apply(last.flatten(0, -4).movedim(-1, 1), window)
-    return laid_as(x, y.movedim(1, -1).unflatten(0, last.shape[:-3]).movedim(-1, 1))
+    y = applied(PooledMaximum, last.flatten(0, -4).movedim(-1, 1), window).movedim(1, -1)
+    return laid_as(x, y.reshape(*last.shape[:-3], *y.shape[-3:]).movedim(-1, 1))
 
 
 def _plainly(x: Tensor, window: tuple[int, int, int]) -> Tensor:
@@ -153,18 +153,18 @@ class PooledMaximum(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (index,) = ctx.saved_tensors
         sizes = ([size, size] for size in ctx.window)
         unread = torch.empty_like(ctx.like, device=grad.device)  # asked for its shape and order alone
         backward = torch.ops.aten.max_pool2d_with_indices_backward
-        return backward(grad, unread, *sizes, [1, 1], False, index), None
+        spread: Tensor = backward(grad, unread, *sizes, [1, 1], False, index)
+        return spread, None
 
 
 def _halve_tracked(x: Tensor) -> Tensor:
     height, width = x.shape[-2:]
-    y: Tensor = Largest.apply(x, Parts(_quarters, cover=height % 2 == width % 2 == 0))
-    return y
+    return applied(Largest, x, Parts(_quarters, cover=height % 2 == width % 2 == 0))
 
 
 def _quarters(x: Tensor) -> list[Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from equiscale._typing import Projection
 from equiscale.errors import SettingError, ShapeError
-from equiscale.functional.blockwise import by_blocks, transformed
+from equiscale.functional.blockwise import applied, by_blocks, transformed
 from equiscale.functional.maximum import Keep, Largest, Parts
 
 
@@ -63,8 +63,7 @@ def largest(x: Tensor, dim: int) -> Tensor:
         return x.max(dim).values if tracked else x.amax(dim)  # amax without the indices: a tenth of the time
     if not tracked:
         return fold_max(x.unbind(dim))
-    y: Tensor = Largest.apply(x, Parts(partial(torch.unbind, dim=dim)))
-    return y
+    return applied(Largest, x, Parts(partial(torch.unbind, dim=dim)))
 
 
 def fold_max(ys: Iterable[Tensor]) -> Tensor:
@@ -93,8 +92,7 @@ def _larger(best: Tensor, y: Tensor, number: int, index: list[Tensor]) -> Tensor
         return torch.maximum(best, y, out=best if number > 1 else None)  # the first is the caller's
     if not index:
         index.append(torch.zeros_like(best, dtype=torch.uint8))
-    kept: Tensor = Keep.apply(best, y, index[0], number)
-    return kept
+    return applied(Keep, best, y, index[0], number)
 
 
 def check_scale_map(name: str, x: Tensor) -> None:
