@@ -147,6 +147,7 @@ class PooledMaximum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, window: tuple[int, int, int]) -> Tensor:
+        y: Tensor
         y, index = torch.ops.aten.max_pool2d_with_indices(x, *([size, size] for size in window))
         ctx.save_for_backward(index)
         ctx.window, ctx.like = window, torch.empty_like(x, device="meta")
