@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from operator import index
+from typing import Final
 
+import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
@@ -12,9 +14,13 @@ from equiscale.errors import SettingError, ShapeError
 from equiscale.functional.algorithms.convolution import Convolution, stacked
 from equiscale.functional.algorithms.planner import maps
 from equiscale.functional.geometry import ConvGeometry
+from equiscale.functional.memory_order import empty_in_order_of
 from equiscale.functional.project import fold_max
 
 _DEFAULT = ConvGeometry()
+
+# Without a gradient nothing is kept, and fewer images at a time stay nearer to the processor.
+_IMAGES: Final = 64
 
 
 def lift_conv2d(
@@ -172,13 +178,33 @@ def checked_windows(name: str, windows: Sequence[int] | None, basis: BasisTensor
 
 def convolve(name: str, operands: Convolution) -> Tensor:
     """The lifting or the scale convolution of unchecked operands."""
-    operands = checked(name, operands)
+    return _in_parts(checked(name, operands))
+
+
+def _in_parts(operands: Convolution) -> Tensor:
+    """All images at once where a gradient is wanted; else so many as keep what is between them small."""
+    batch = len(operands.x)
+    if batch <= _IMAGES or torch.is_grad_enabled() or operands.x.device.type != "cpu" or operands.transformed:
+        return _convolved(operands)
+    parts = operands.x.split(_IMAGES)
+    first = _convolved(replace(operands, x=parts[0]))
+    y = empty_in_order_of(first, (batch, *first.shape[1:]))
+    y[:_IMAGES] = first
+    del first
+    for number, part in enumerate(parts[1:], 1):
+        y[number * _IMAGES : (number + 1) * _IMAGES] = _convolved(replace(operands, x=part))
+    return y
+
+
+def _convolved(operands: Convolution) -> Tensor:
     if operands.geometry.projection is None:
         return stacked(list(maps(operands)))
     projected = fold_max(maps(replace(operands, bias=None)))
     if operands.bias is None:
         return projected
-    return projected + operands.bias.view(-1, 1, 1).to(projected.dtype)  # the same on every scale
+    bias = operands.bias.view(-1, 1, 1).to(projected.dtype)  # the same on every scale
+    fresh = operands.num_scales > 1 and not operands.transformed
+    return projected.add_(bias) if fresh else projected + bias
 
 
 def checked(name: str, operands: Convolution) -> Convolution:

@@ -9,10 +9,13 @@ each axis in turn is the first or the last of a matrix, and nothing is ever tran
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
+
+# Matrices that are kept; images of ever new sizes have ever new ones.
+_MOST: Final = 1024
 
 _kept: dict[Any, Tensor] = {}
 
@@ -69,12 +72,12 @@ def synthesis(
     """
     batch, channels = parts[0].shape[1:]
     real, imaginary = (part.reshape(periods.half, periods.height, batch * channels) for part in parts)
-    from_real, from_imaginary = (
-        _matrix(build, (tuple(rows), periods.height), real).expand(periods.half, -1, -1)  # (2·H', P)
-        for build in (_inverse_of_real, _inverse_of_imaginary)
-    )
-    partial = torch.bmm(from_real, real).baddbmm_(from_imaginary, imaginary)
+    along_height = tuple(rows), periods.height
+    from_real = _matrix(_inverse_of_real, along_height, real).expand(periods.half, -1, -1)  # (2·H', P)
+    from_imaginary = _matrix(_inverse_of_imaginary, along_height, real).expand(periods.half, -1, -1)
     along_width = _matrix(_inverse_columns, (tuple(columns), periods.width), real)  # (W', 2·half)
+    partial = torch.bmm(from_real, real).baddbmm_(from_imaginary, imaginary)
+    del parts, real, imaginary  # not held together with the pixels, where the caller does not either
     pixels = along_width @ partial.view(2 * periods.half, len(rows) * batch * channels)
     return pixels.view(len(columns), len(rows), batch, channels)
 
@@ -95,10 +98,13 @@ def _matrix(build: Any, key: tuple[Any, int], like: Tensor) -> Tensor:
     if torch.compiler.is_compiling() or type(like) not in (Tensor, torch.nn.Parameter):
         return build(*key).to(like)  # a traced constant must not be kept
     place = (build, *key, like.dtype, like.device)
-    if place not in _kept:
+    kept = _kept.get(place)
+    if kept is None:
+        if len(_kept) >= _MOST:
+            _kept.clear()
         with torch.inference_mode(False), torch.no_grad():
-            _kept[place] = build(*key).to(like)
-    return _kept[place]
+            kept = _kept[place] = build(*key).to(like)
+    return kept
 
 
 def _phases(positions: Any, frequencies: int, period: int) -> Tensor:

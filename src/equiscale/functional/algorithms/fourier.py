@@ -55,7 +55,7 @@ def fourier(convolution: Convolution) -> Iterator[Image]:
         return
     shared = convolution.lifts or convolution.weight.shape[2] > 1
     common = max(convolution.sides)
-    spectra: dict[int, tuple[_Parts, Tiling]] = {}
+    spectra: dict[int, _Parts] = {}
     for scale, own in enumerate(convolution.sides):
         with torch.autocast(convolution.x.device.type, enabled=False):
             y = _scale(convolution, scale, common if shared else own, spectra)
@@ -63,31 +63,42 @@ def fourier(convolution: Convolution) -> Iterator[Image]:
         yield y.to(result_dtype(convolution.x))
 
 
-def _scale(convolution: Convolution, scale: int, window: int, spectra: dict[Any, Any]) -> Image:
-    sums: list[Tensor] = []
-    for number, slot in enumerate(convolution.slots(scale)):
-        place = 0 if convolution.lifts else slot
-        if place not in spectra:
-            spectra[place] = _transformed(convolution, slot, window)
-        seen, (rows, columns) = spectra[place]
-        periods = Periods(rows.period, columns.period)
-        parts = _product(seen, _filters(convolution, scale, number, window, periods), convolution)
-        sums = [total + part for total, part in zip(sums, parts, strict=True)] if sums else list(parts)
-    pixels = synthesis((sums[0], sums[1]), periods, rows.starts, columns.starts)
+def _scale(convolution: Convolution, scale: int, window: int, spectra: dict[int, _Parts]) -> Image:
+    rows, columns = cuts = tiling(convolution, window)[0]
+    periods = Periods(rows.period, columns.period)
+    pixels = synthesis(  # the transforms in passing, so that it can let go of them
+        _transform(convolution, scale, window, spectra, cuts), periods, rows.starts, columns.starts
+    )
     pixels = _joined(pixels, rows, columns, convolution.output_size)  # (W', H', B, C')
     if convolution.bias is not None:
         pixels = pixels + convolution.bias.to(pixels.dtype)
     return pixels.permute(2, 3, 1, 0)
 
 
-def _transformed(convolution: Convolution, slot: int, window: int) -> tuple[_Parts, Tiling]:
+def _transform(
+    convolution: Convolution, scale: int, window: int, spectra: dict[int, _Parts], cuts: Tiling
+) -> _Parts:
+    """The transform of one scale of the result: the sum over the slots of its filters."""
+    sums: list[Tensor] = []
+    for number, slot in enumerate(convolution.slots(scale)):
+        place = 0 if convolution.lifts else slot
+        if place not in spectra:
+            spectra[place] = _seen(convolution, slot, window, cuts)
+        filters = _filters(convolution, scale, number, window, Periods(cuts[0].period, cuts[1].period))
+        parts = _product(spectra[place], filters, convolution)
+        sums = [total + part for total, part in zip(sums, parts, strict=True)] if sums else list(parts)
+    return sums[0], sums[1]
+
+
+def _seen(convolution: Convolution, slot: int, window: int, cuts: Tiling) -> _Parts:
+    """The transform of what one scale holds."""
+    rows, columns = cuts
     x = convolution.images[slot].to(working_dtype(convolution.x))
     x, _ = framed(x, convolution.margin(window), convolution.geometry)
-    rows, columns = cuts = tiling(convolution, window)[0]
     pixels = x.permute(3, 2, 0, 1)
     if rows.tiles > 1 or columns.tiles > 1:
         pixels = _Tiles.apply(pixels, rows, columns)
-    return spectrum(pixels.contiguous(), Periods(rows.period, columns.period)), cuts
+    return spectrum(pixels.contiguous(), Periods(rows.period, columns.period))
 
 
 class _Tiles(torch.autograd.Function):
