@@ -104,7 +104,7 @@ class GraphedGradients:
             return self.eager(images, labels)
         self.images.copy_(images)
         self.labels.copy_(labels)
-        with torch.cuda.device_of(self.images):
+        with torch.cuda.device_of(self.images):  # type: ignore[no-untyped-call]
             self.graph.replay()
         # The replay wrote into these tensors, wherever an eager step has left others.
         for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
@@ -115,7 +115,7 @@ class GraphedGradients:
         self.images, self.labels = images.clone(), labels.clone()
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.device_of(images), _undone(self.eager.model, images.device):
+            with torch.cuda.device_of(images), _undone(self.eager.model, images.device):  # type: ignore[no-untyped-call]
                 _warm_up(lambda: self.eager(self.images, self.labels))
                 self.eager.model.zero_grad()
                 with torch.cuda.graph(graph):
@@ -146,7 +146,7 @@ def _parts(images: Tensor, labels: Tensor, count: int) -> Iterator[tuple[Tensor,
 
 def _warm_up(step: Callable[[], object]) -> None:
     """Beside the stream in use, as recording demands it."""
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(_WARM_UP):
