@@ -64,11 +64,8 @@ class FilterCache:
         """Forget the filters."""
         self._source, self._kept = None, {}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "FilterCache":
-        return FilterCache()
-
     def __reduce__(self) -> tuple[type["FilterCache"], tuple[()]]:
-        return FilterCache, ()
+        return FilterCache, ()  # of copies and pickles alike
 
 
 def _take(kept: dict[Any, Any], key: Any, build: Callable[[], _T]) -> _T:
