@@ -269,6 +269,20 @@ def test_pictures_that_fail_do_not_cost_the_result(tmp_path: Path, monkeypatch: 
     assert weights_path(tmp_path, run).exists()
 
 
+def test_what_was_measured_on_a_machine_does_not_reach_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(_: object) -> str:
+        raise AssertionError("a choice was looked up")
+
+    monkeypatch.setattr("equiscale.functional.algorithms.planner.fastest_measured", measured)
+    overrides = (("channels", (2, 2, 2)), ("hidden", 8))
+    run = settings("digits-scale", "mnist_ses_scalar_28", overrides=overrides, epochs=1, batch_size=500)
+    assert execute_run(run, RunOptions(tmp_path)).status == "finished"
+    with pytest.raises(AssertionError, match="a choice was looked up"):  # the control
+        execute.build_network(run, dataset_info("digits-scale"))
+
+
 def test_mistakes_are_counted_by_the_data_sets_own_factors() -> None:
     test = load("digits-scale", split="test")
     wrong = torch.arange(600) % 3 == 0

@@ -248,21 +248,23 @@ def test_the_fastest_is_used_from_then_on_and_shown(
     assert algorithms_of(other) == {fastest}, "of any network with the same shapes"
 
 
-def test_what_sleeps_is_not_chosen(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_works_for_longer_is_not_chosen(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     """No part of the measurement is replaced: real clocks, real gradients."""
     with torch.no_grad():
         network(IMAGES)
 
-    def sleepy(real: Callable[[Convolution], Iterator[Tensor]]) -> Callable[[Convolution], Iterator[Tensor]]:
+    def slowed(real: Callable[[Convolution], Iterator[Tensor]]) -> Callable[[Convolution], Iterator[Tensor]]:
         def run(convolution: Convolution) -> Iterator[Tensor]:
-            time.sleep(0.03)
+            begun = time.process_time()
+            while time.process_time() < begun + 0.03:
+                pass
             return real(convolution)
 
         return run
 
     for name, real in list(ALGORITHMS.items()):
         if name != "projected":
-            monkeypatch.setitem(ALGORITHMS, name, sleepy(real))
+            monkeypatch.setitem(ALGORITHMS, name, slowed(real))
     report = autotune(network.last, torch.randn(2, 4, 2, 10, 12))
     (found,) = report.measurements
     assert found.algorithm == "projected"
@@ -325,12 +327,16 @@ def test_the_hopeless_run_once_and_the_slow_a_few_times() -> None:
     runners = {"best": Runner(1.0), "near": Runner(1.2), "slow": Runner(3.0), "hopeless": Runner(5.0)}
     result = race(runners)
     assert result == {"best": 1.0, "near": 1.2, "slow": 3.0, "hopeless": 5.0}
-    assert [runner.runs for runner in runners.values()] == [10, 10, 3, 1]
+    assert [runner.runs for runner in runners.values()] == [11, 10, 3, 1]
 
 
 def test_a_slow_first_run_of_little_time_proves_nothing() -> None:
-    runners = {"warm": Runner(0.001), "cold": Runner(0.009, 0.0005)}
+    runners = {"warm": Runner(0.001), "cold": Runner(0.09, 0.0005)}
     assert race(runners) == {"warm": 0.001, "cold": 0.0005}
+
+
+def test_what_runs_first_does_not_pay_for_all() -> None:
+    assert race({"first": Runner(9.0, 1.0), "second": Runner(2.0)}) == {"first": 1.0, "second": 2.0}
 
 
 def test_one_outlier_does_not_decide() -> None:
@@ -340,8 +346,16 @@ def test_one_outlier_does_not_decide() -> None:
 
 def test_no_round_begins_after_the_budget() -> None:
     runners = {"one": Runner(1.0), "two": Runner(1.0)}
-    race(runners, budget=0.0)
-    assert [runner.runs for runner in runners.values()] == [4, 4]
+    race(runners, budget=1e-9)
+    assert [runner.runs for runner in runners.values()] == [3, 2]
+
+    def lasting() -> float:
+        time.sleep(0.01)
+        return 1.0
+
+    begun = time.perf_counter()
+    race({"one": lasting, "two": lasting}, budget=0.045)  # three rounds of 0.02 s, not nine
+    assert time.perf_counter() - begun < 9 * 0.02
 
 
 def test_when_all_fail_the_first_ones_error_is_seen() -> None:

@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from equiscale.functional import ConvGeometry
 from equiscale.functional.algorithms import Convolution, FilterCache, algorithm, choices, unmeasured
 from equiscale.functional.algorithms.choices import Choice, ChoiceTable, place_of, problem_of
 from equiscale.functional.algorithms.planner import ALGORITHMS, estimate, maps, observed, plan
+from equiscale.functional.conv import convolve
 
 
 def convolution(channels: int = 8, kernel: int = 5, size: int = 12, batch: int = 2) -> Convolution:
@@ -178,6 +180,26 @@ def test_autocast_may_reach_around_the_backward_pass(name: str) -> None:
     torch.testing.assert_close(
         gradients[1], gradients[0], rtol=0.05, atol=0.05 * gradients[0].abs().max().item()
     )
+
+
+@pytest.mark.parametrize("projection", [None, "max"])
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_results_lie_in_memory_without_gaps_in_an_order_of_their_own(
+    name: str, projection: Literal["max"] | None
+) -> None:
+    operands = convolution()
+    geometry = ConvGeometry(padding="same", projection=projection)
+    with algorithm(name):  # type: ignore[arg-type]
+        y = convolve("scale_conv2d", replace(operands, geometry=geometry))
+    assert y.shape == ((2, 4, 12, 12) if projection else (2, 4, 2, 12, 12))
+    order = sorted(range(y.ndim), key=lambda axis: -y.stride(axis))
+    assert y.permute(order).is_contiguous()
+    scale, width, height, batch, channel = 2, y.ndim - 1, y.ndim - 2, 0, 1
+    if name in ("fourier", "projected", "unfolded"):
+        assert order == ([] if projection else [scale]) + [width, height, batch, channel]
+        with pytest.raises(RuntimeError, match="view size is not compatible"):
+            y.view(2, -1)
+    torch.testing.assert_close(y.reshape(2, -1), y.contiguous().view(2, -1), rtol=0, atol=0)
 
 
 def test_an_observer_sees_every_convolution_and_changes_nothing() -> None:

@@ -30,14 +30,16 @@ _T = TypeVar("_T")
 _Part = TypeVar("_Part", Tensor, Tensor | None)
 
 # After a first run, which pays for what is made once, and after each round, who is slower than the fastest so
-# many times is not run again; a first run of less than some milliseconds proves nothing.
+# many times is not run again. A first run of less than so many seconds proves nothing.
 _HOPELESS_FIRST: Final = 4.0
-_FIRST_RUN: Final = 0.01
+_FIRST_RUN: Final = 0.1
 _HOPELESS: Final = 1.5
-# Rounds of one problem, at most and at least, and the seconds after which no further one is begun.
+# Rounds of one problem, at most and at least; the seconds after which no further one is begun; and so many
+# times as long after which one round is enough.
 _MOST_ROUNDS: Final = 9
 _FEWEST_ROUNDS: Final = 3
 _BUDGET: Final = 1.0
+_PATIENCE: Final = 4.0
 
 _WIDTH: Final = 80
 
@@ -96,7 +98,7 @@ def autotune(
     kept is not measured again, and never changes by itself; `clear_autotune` forgets it.
 
     Parameters, gradients, buffers and the states of torch's generators are the same after it as before. It
-    takes about a second a distinct convolution, and the memory of the most wasteful algorithm.
+    takes some seconds a distinct convolution, and the memory of the most wasteful algorithm.
 
     Args:
         model: The network, in training or in evaluation mode and on its device.
@@ -289,11 +291,13 @@ def _result(convolution: Convolution, name: str) -> Tensor:
 
 
 def _timed(run: Callable[[], _T], device: torch.device) -> tuple[float, _T]:
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter  # what else runs there meanwhile is not counted
     _wait(device)
-    begun = time.perf_counter()
+    begun = clock()
     result = run()
     _wait(device)
-    return time.perf_counter() - begun, result
+    return clock() - begun, result
 
 
 def _wait(device: torch.device) -> None:
@@ -320,6 +324,7 @@ def race(
         >>> race({"slow": lambda: 2.0, "fast": lambda: 1.0})
         {'slow': 2.0, 'fast': 1.0}
     """
+    _first(next(iter(contenders.values())))  # what is the first in a process pays for all
     results = {name: _first(run) for name, run in contenders.items()}
     ran = {name: seconds for name, seconds in results.items() if seconds is not None}
     if not ran:
@@ -328,7 +333,8 @@ def race(
     times: dict[str, list[float]] = {name: [] for name, seconds in ran.items() if seconds <= limit}
     begun = time.perf_counter()
     for number in range(_MOST_ROUNDS):
-        if number >= _FEWEST_ROUNDS and time.perf_counter() - begun > budget:
+        spent = time.perf_counter() - begun
+        if spent > budget * (1 if number >= _FEWEST_ROUNDS else _PATIENCE) and number:
             break
         for name in times:
             times[name].append(contenders[name]())
