@@ -81,7 +81,7 @@ def scale_avg_pool2d(x: Tensor, kernel_size: int, *, stride: int | None = None, 
     """
     check_scale_map("scale_avg_pool2d", x)
     check_pooling("scale_avg_pool2d", x, kernel_size, stride, padding)
-    seen = planes_view(x) if by_blocks(x) else None
+    seen = planes_view(x) if by_blocks(x) and not x.is_contiguous() else None
     if seen is not None:
         view, restore = seen
         return restore(avg_pool2d(view, kernel_size, stride, padding))
@@ -128,6 +128,9 @@ def _max_pool(x: Tensor, kernel_size: int, stride: int, padding: int) -> Tensor:
             return _halve_tracked(x)
     if not tracked or x.shape[1] < _CHANNELS_OF_A_VECTOR:
         return _plainly(x, window)
+    if x.is_contiguous() and stride >= kernel_size:
+        y = applied(PooledMaximum, x.flatten(0, -4), window)
+        return y.view(*x.shape[:-2], *y.shape[-2:])
     last = x.movedim(1, -1).contiguous()  # (B, …, H, W, C)
     y = applied(PooledMaximum, last.flatten(0, -4).movedim(-1, 1), window).movedim(1, -1)
     return laid_as(x, y.reshape(*last.shape[:-3], *y.shape[-3:]).movedim(-1, 1))
