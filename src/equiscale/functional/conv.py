@@ -183,10 +183,11 @@ def convolve(name: str, operands: Convolution) -> Tensor:
 
 def _in_parts(operands: Convolution) -> Tensor:
     """All images at once where a gradient is wanted; else so many as keep what is between them small."""
-    batch = len(operands.x)
-    if batch <= _IMAGES or torch.is_grad_enabled() or operands.x.device.type != "cpu" or operands.transformed:
+    batch = operands.x.shape[0]
+    whole = torch.is_grad_enabled() or torch.compiler.is_compiling() or operands.transformed
+    if whole or operands.x.device.type != "cpu" or batch <= _IMAGES:
         return _convolved(operands)
-    parts = operands.x.split(_IMAGES)
+    parts = torch.split(operands.x, _IMAGES)
     first = _convolved(replace(operands, x=parts[0]))
     y = empty_in_order_of(first, (batch, *first.shape[1:]))
     y[:_IMAGES] = first

@@ -6,10 +6,10 @@ from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn.functional import pad
 
 from equiscale._typing import Image
+from equiscale.functional import blockwise
 from equiscale.functional.filters import synthesize_filters
 from equiscale.functional.geometry import ConvGeometry
 
@@ -214,7 +214,8 @@ class Convolution:
 def stacked(images: Sequence[Image]) -> Tensor:
     """The scale map of its scales' images, in memory one scale behind the other, each as it is."""
     axes = range(4)
-    order = sorted(axes, key=lambda axis: (-images[0].stride(axis), axis))  # from slowest to fastest
+    strides = images[0].stride()
+    order = sorted(axes, key=lambda axis: (-strides[axis], axis))  # from slowest to fastest
     whole = torch.stack([image.permute(order) for image in images])
     back = [1 + order.index(axis) for axis in axes]
     return whole.permute(back[0], back[1], 0, back[2], back[3])
@@ -222,7 +223,10 @@ def stacked(images: Sequence[Image]) -> Tensor:
 
 def unstacked(x: Tensor) -> tuple[Image, ...]:
     """The images of a scale map's scales; their gradients come together as in `stacked`."""
-    images: tuple[Image, ...] = x.unbind(2) if transformed(x) else _Unstacked.apply(x)
+    if transformed(x):
+        return x.unbind(2)
+    unbind: Any = _Unstacked.apply
+    images: tuple[Image, ...] = unbind(x)
     return images
 
 
@@ -253,8 +257,7 @@ def transformed(*operands: Tensor | None) -> bool:
     """Whether torch.func or forward-mode differentiation is at work; they follow torch's own operations."""
     if torch.compiler.is_compiling():
         return False  # a compiler traces functions of ours too
-    tangents = (forward_ad.unpack_dual(x).tangent for x in operands if x is not None)
-    return torch._C._are_functorch_transforms_active() or any(tangent is not None for tangent in tangents)
+    return any(blockwise.transformed(operand) for operand in operands if operand is not None)
 
 
 def working_dtype(x: Tensor) -> torch.dtype:

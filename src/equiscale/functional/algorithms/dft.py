@@ -96,7 +96,8 @@ def filter_spectrum(basis: Tensor, periods: Periods) -> Tensor:
 def _matrix(build: Any, key: tuple[Any, int], like: Tensor) -> Tensor:
     """A constant matrix in the dtype and on the device of a tensor, kept for the next time."""
     if torch.compiler.is_compiling() or type(like) not in (Tensor, torch.nn.Parameter):
-        return build(*key).to(like)  # a traced constant must not be kept
+        traced: Tensor = build(*key).to(like)  # not to be kept
+        return traced
     place = (build, *key, like.dtype, like.device)
     kept = _kept.get(place)
     if kept is None:

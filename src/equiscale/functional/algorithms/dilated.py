@@ -9,6 +9,7 @@ from torch.nn.functional import conv2d
 
 from equiscale._typing import Image
 from equiscale.functional.algorithms.convolution import Convolution, framed
+from equiscale.functional.blockwise import is_eager
 from equiscale.functional.filters import synthesize_filters
 
 
@@ -28,8 +29,8 @@ def dilations(convolution: Convolution) -> tuple[int, ...]:
     A gradient of the basis is wanted off the grid too, and a trace must not depend on values: there 1.
     """
     basis = convolution.basis
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(basis) is not Tensor
-    if traced or convolution.transformed or (torch.is_grad_enabled() and basis.requires_grad):
+    plain = is_eager(convolution.x) and not convolution.transformed and type(basis) is Tensor
+    if not plain or (torch.is_grad_enabled() and basis.requires_grad):
         return (1,) * convolution.num_scales
 
     def build() -> Tensor:

@@ -11,6 +11,7 @@ from equiscale._typing import Image
 from equiscale.functional.algorithms.convolution import Convolution, framed, result_dtype, working_dtype
 from equiscale.functional.algorithms.cropped import cropped
 from equiscale.functional.algorithms.dft import Periods, filter_spectrum, spectrum, synthesis
+from equiscale.functional.blockwise import applied
 
 _Parts: TypeAlias = tuple[Tensor, Tensor]  # real and imaginary
 
@@ -97,7 +98,7 @@ def _seen(convolution: Convolution, slot: int, window: int, cuts: Tiling) -> _Pa
     x, _ = framed(x, convolution.margin(window), convolution.geometry)
     pixels = x.permute(3, 2, 0, 1)
     if rows.tiles > 1 or columns.tiles > 1:
-        pixels = _Tiles.apply(pixels, rows, columns)
+        pixels = applied(_Tiles, pixels, rows, columns)
     return spectrum(pixels.contiguous(), Periods(rows.period, columns.period))
 
 
@@ -115,7 +116,7 @@ class _Tiles(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _Untiled.apply(grad, *ctx.cuts, ctx.size), None, None
+        return applied(_Untiled, grad, *ctx.cuts, ctx.size), None, None
 
 
 class _Untiled(torch.autograd.Function):
@@ -124,7 +125,7 @@ class _Untiled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tiles: Tensor, rows: Cut, columns: Cut, size: torch.Size) -> Tensor:
         ctx.cuts = rows, columns
-        tiles = tiles.unflatten(2, (columns.tiles, rows.tiles, size[2]))
+        tiles = tiles.reshape(*tiles.shape[:2], columns.tiles, rows.tiles, *size[2:])
         x = tiles.new_zeros(size)
         for column, row, (there, here) in _overlaps(rows, columns, size[:2]):
             x[here] += tiles[(*there, column, row)]
@@ -132,7 +133,7 @@ class _Untiled(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return _Tiles.apply(grad, *ctx.cuts), None, None, None
+        return applied(_Tiles, grad, *ctx.cuts), None, None, None
 
 
 _Slices: TypeAlias = tuple[slice, slice]
@@ -152,7 +153,7 @@ def _joined(pixels: Tensor, rows: Cut, columns: Cut, size: tuple[int, int]) -> T
     """From (results, results, tiles·B, C) to (W', H', B, C)."""
     if rows.tiles == columns.tiles == 1:
         return pixels
-    apart = pixels.unflatten(2, (columns.tiles, rows.tiles, -1))
+    apart = pixels.reshape(*pixels.shape[:2], columns.tiles, rows.tiles, -1, pixels.shape[3])
     return apart.permute(2, 0, 3, 1, 4, 5).flatten(2, 3).flatten(0, 1)[: size[1], : size[0]]
 
 
@@ -224,13 +225,15 @@ def _product(seen: _Parts, filters: _Parts, convolution: Convolution) -> _Parts:
     """Multiply every frequency's channels by its matrix: (n, B, C) to (n, B, C')."""
     groups = convolution.geometry.groups
     frequencies, batch, channels = seen[0].shape
+    multiply: Any = _ComplexProduct.apply
     if groups == 1:
-        return _ComplexProduct.apply(*seen, *filters)
+        parts: _Parts = multiply(*seen, *filters)
+        return parts
     by_group = (
         part.view(frequencies, batch, groups, channels // groups).transpose(1, 2).flatten(0, 1)
         for part in seen
     )
-    parts = _ComplexProduct.apply(*by_group, *filters)
+    parts = multiply(*by_group, *filters)
     real, imaginary = (part.view(frequencies, groups, batch, -1).transpose(1, 2).flatten(2) for part in parts)
     return real, imaginary
 

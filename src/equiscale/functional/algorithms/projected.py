@@ -7,6 +7,7 @@ the other. Everything lies in memory as ``(W, H, B, C)``, so that all of it is p
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Final, TypeAlias
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn.functional import conv2d
 
 from equiscale._typing import Image
 from equiscale.functional.algorithms.convolution import Convolution, framed, result_dtype, working_dtype
+from equiscale.functional.blockwise import applied, is_eager
 from equiscale.functional.filters import synthesize_filters
 
 # Results of a strip: with a banded matrix each costs as many products as the strip sees pixels.
@@ -59,9 +61,8 @@ def _by_matrices(convolution: Convolution) -> bool:
     A trace must not depend on the values of the basis, and their gradient is that of the definition.
     """
     x, basis = convolution.x, convolution.basis
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) not in (Tensor, torch.nn.Parameter):
-        return False
-    return not convolution.transformed and not (torch.is_grad_enabled() and basis.requires_grad)
+    plain = is_eager(x) and not convolution.transformed and type(x) in (Tensor, torch.nn.Parameter)
+    return plain and not (torch.is_grad_enabled() and basis.requires_grad)
 
 
 def _by_convolutions(convolution: Convolution, scale: int) -> Image:
@@ -70,7 +71,7 @@ def _by_convolutions(convolution: Convolution, scale: int) -> Image:
     x, margin = framed(convolution.seen(scale), convolution.margin(convolution.sides[scale]), geometry)
     functions = convolution.window_basis(scale)[:, None]
     features = conv2d(x.flatten(0, 1)[:, None], functions, None, geometry.stride, margin)
-    features = features.unflatten(0, x.shape[:2]).flatten(1, 2)  # (B, C·n·F, H', W')
+    features = features.view(*x.shape[:2], *features.shape[1:]).flatten(1, 2)  # (B, C·n·F, H', W')
     weight = convolution.weight[:, :, :count].flatten(1)[..., None, None]
     return conv2d(features, weight, convolution.bias, groups=geometry.groups)
 
@@ -131,10 +132,9 @@ def _factorise(functions: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
 
 def _distinct(profiles: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     """Those of unit vectors that differ by more than their sign, and for each vector its number."""
-    distances = 1 - (profiles @ profiles.T).abs()
-    # The angle between unit vectors is the root of twice this distance.
-    first = (distances <= tolerance**2 / 2 + torch.finfo(profiles.dtype).eps * 8).int().argmax(1)
-    kept, owners = first.unique(return_inverse=True)
+    apart = torch.minimum(*((profiles[:, None] + sign * profiles).norm(dim=-1) for sign in (1, -1)))
+    first = (apart <= tolerance).int().argmax(1)
+    kept, owners = torch.unique(first, return_inverse=True)
     return profiles[kept], owners
 
 
@@ -165,7 +165,7 @@ class _Axis:
     @property
     def count(self) -> int:
         """Results."""
-        return self.strips[-1].results.stop
+        return sum(strip.shape[0] for strip in self.strips)
 
     @property
     def products(self) -> int:
@@ -247,13 +247,13 @@ class _Plan:
 
 def _scale(convolution: Convolution, scale: int, images: dict[int, Tensor]) -> Image:
     plan = _plan(convolution, scale)
-    y: Tensor | None = None
+    parts = []
     for number, slot in enumerate(convolution.slots(scale)):
         place = 0 if convolution.lifts else slot
         if place not in images:
             images[place] = _in_order(convolution, slot)
-        part = _Projection.apply(images[place], _mixture(convolution, scale, number), plan)
-        y = part if y is None else y + part
+        parts.append(applied(_Projection, images[place], _mixture(convolution, scale, number), plan))
+    y = reduce(torch.add, parts)
     if convolution.bias is not None:
         y = y + convolution.bias.to(y.dtype)
     return y.permute(2, 3, 1, 0)
@@ -277,7 +277,7 @@ def _mixture(convolution: Convolution, scale: int, number: int) -> Tensor:
         if of_pixels:
             filters = synthesize_filters(weight, convolution.window_basis(scale)[:, None])
             weight = filters.flatten(2)  # (C', C / G, k·k)
-        by_group = weight.to(dtype).unflatten(0, (groups, -1))
+        by_group = weight.to(dtype).reshape(groups, -1, *weight.shape[1:])
         return by_group.permute(3, 0, 2, 1).contiguous()
 
     return convolution.kept(("mixture", scale if of_pixels else None, number, dtype), build)
@@ -325,7 +325,7 @@ class _Projection(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         with torch.autocast(grad.device.type, enabled=False):  # where the caller's reaches around backward
             return _Projection._backward(ctx, grad)
 
@@ -428,6 +428,7 @@ def _composed(x: Tensor, weight: Tensor, plan: _Plan) -> Tensor:
             torch.einsum("fpuh,pvhbc->fvubc", rows.matrices, partial[:, :, rows.strip.pixels])
             for rows in plan.rows
         ]
-        by_group = torch.cat(features, 2).unflatten(-1, (weight.shape[1], -1))
+        whole = torch.cat(features, 2)
+        by_group = whole.view(*whole.shape[:-1], weight.shape[1], -1)
         strips.append(torch.einsum("fvubgc,fgcd->vubgd", by_group, weight).flatten(3))
     return torch.cat(strips)

@@ -29,10 +29,10 @@ def _patches(convolution: Convolution, scale: int, window: int) -> Tensor:
     x, margin = framed(convolution.seen(scale), convolution.margin(window), geometry)
     x = pad(x, [margin] * 4) if margin else x
     batch, channels, stride = x.shape[0], x.shape[1] // geometry.groups, geometry.stride
-    rows = x.unflatten(1, (geometry.groups, channels)).permute(1, 4, 2, 3, 0)  # (G, W, C, H, B)
+    rows = x.reshape(batch, geometry.groups, channels, *x.shape[2:]).permute(1, 4, 2, 3, 0)  # (G, W, C, H, B)
     rows = rows.unfold(3, window, stride).permute(0, 1, 5, 2, 3, 4)  # (G, W, k, C, H', B)
     rows = rows.reshape(geometry.groups, x.shape[-1], window * channels, -1, batch).flatten(3)
-    columns = rows.unfold(1, window, stride)  # (G, W', k·C, H'·B, k)
+    columns: Tensor = rows.unfold(1, window, stride)  # (G, W', k·C, H'·B, k)
     return columns.permute(0, 1, 4, 2, 3).flatten(2, 3)
 
 
