@@ -63,6 +63,7 @@ readme: $(VENV)/installed ## Write the README's tables from the committed record
 	@$(BIN)/equiscale bench --read results/benchmarks/speed.json --into README.md
 	@$(BIN)/equiscale bench --read results/benchmarks/speed.json --into docs/benchmarks.md
 	@$(BIN)/python benchmarks/equivariance.py --read --into docs/bases.md
+	@$(BIN)/python benchmarks/startup.py --read --into docs/speed.md
 
 clean: ## Remove .venv and caches (never results)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

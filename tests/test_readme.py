@@ -48,6 +48,14 @@ def test_the_code_of_the_page_about_bases_runs_as_printed() -> None:
     assert names["bspline"].num_functions == 9
 
 
+def test_the_code_of_the_page_about_speed_runs_as_printed() -> None:
+    names: dict[str, object] = {}
+    for block in blocks("docs/speed.md", "python"):
+        exec(compile(block, "docs/speed.md", "exec"), names)
+    assert names["flat"].shape == (2, 16 * 3 * 28 * 28)
+    names["equiscale"].clear_autotune()
+
+
 def test_the_python_code_runs_as_printed_one_block_after_the_other() -> None:
     names: dict[str, object] = {}
     output = io.StringIO()
@@ -124,12 +132,14 @@ def texts(svg: str) -> list[str]:
     return re.findall(r"<text[^>]*>([^<]*)</text>", svg)
 
 
-def test_the_table_of_bases_is_that_of_the_committed_record(tmp_path: Path) -> None:
-    document = "docs/bases.md"
+@pytest.mark.parametrize(
+    ("document", "script"), [("docs/bases.md", "equivariance.py"), ("docs/speed.md", "startup.py")]
+)
+def test_tables_of_benchmarks_are_those_of_the_committed_records(
+    document: str, script: str, tmp_path: Path
+) -> None:
     copy = tmp_path / "document.md"
     copy.write_text((ROOT / document).read_text())
-    script = str(ROOT / "benchmarks" / "equivariance.py")
-    subprocess.run(
-        [sys.executable, script, "--read", "--into", str(copy)], cwd=ROOT, check=True, capture_output=True
-    )
+    command = [sys.executable, str(ROOT / "benchmarks" / script), "--read", "--into", str(copy)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     assert copy.read_text() == (ROOT / document).read_text(), "run 'make readme'"

@@ -260,6 +260,7 @@ def _operands(problem: Problem, seen: _Seen) -> Convolution:
         weight=_fresh(seen.convolution.weight, "weight" in problem.gradients),
         basis=_fresh(seen.convolution.basis, "basis" in problem.gradients),
         bias=_fresh(seen.convolution.bias, bool(problem.gradients)),
+        cache=FilterCache() if problem.keeps else None,
     )
 
 
