@@ -1,5 +1,6 @@
 """Which algorithm is taken: a forced one before a measured one before the model's."""
 
+import copy
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from equiscale.functional import ConvGeometry
-from equiscale.functional.algorithms import Convolution, FilterCache, algorithm, choices, unmeasured
+from equiscale.functional.algorithms import Convolution, FilterCache, algorithm, choices, planner, unmeasured
 from equiscale.functional.algorithms.choices import Choice, ChoiceTable, place_of, problem_of
 from equiscale.functional.algorithms.planner import ALGORITHMS, estimate, maps, observed, plan
 from equiscale.functional.conv import convolve
@@ -63,6 +64,33 @@ def test_without_measurements_the_model_decides() -> None:
 def test_the_model_prefers_transforms_for_large_kernels_and_never_for_pixels() -> None:
     assert estimate(convolution(channels=64, kernel=15, size=28, batch=64)) == "fourier"
     assert estimate(convolution(channels=64, kernel=1, size=28, batch=64)) != "fourier"
+
+
+@pytest.mark.usefixtures("choices_path")
+def test_a_layer_estimates_once_for_each_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Convolution] = []
+
+    def counted(operands: Convolution) -> str:
+        calls.append(operands)
+        return "cropped" if operands.x.shape[0] == 2 else "dense"
+
+    monkeypatch.setattr(planner, "estimate", counted)
+    monkeypatch.setattr(planner, "_MANY_SHAPES", 2)
+    operands = convolution()
+    larger = replace(operands, x=operands.x.repeat(2, 1, 1, 1, 1))
+    assert [used(operands), used(operands), used(larger), used(operands)] == [
+        "cropped",
+        "cropped",
+        "dense",
+        "cropped",
+    ]
+    assert len(calls) == 2
+    assert copy.deepcopy(operands.cache).estimates == {}  # type: ignore[union-attr]
+    used(replace(larger, x=operands.x[:1]))  # one shape too many: all are forgotten
+    used(operands)
+    assert len(calls) == 4
+    plan(replace(operands, cache=None))
+    assert len(calls) == 5, "without a layer nothing is kept"
 
 
 def test_what_was_measured_goes_before_the_model(measured: tuple[Convolution, str]) -> None:

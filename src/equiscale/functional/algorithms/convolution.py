@@ -21,7 +21,7 @@ _ROOM: Final = 1 << 27
 
 
 class FilterCache:
-    """What a layer keeps between forward passes: filters while its weights stay, and its last algorithm.
+    """What a layer keeps between forward passes: filters while its weights stay, and how it was computed.
 
     Nothing of it is copied, pickled or part of a state dict, and its memory is bounded.
 
@@ -36,6 +36,7 @@ class FilterCache:
 
     def __init__(self) -> None:
         self.algorithm: str | None = None
+        self.estimates: dict[Any, str] = {}
         self._source: Tensor | None = None
         self._kept: dict[Any, Any] = {}
         self._basis: Tensor | None = None

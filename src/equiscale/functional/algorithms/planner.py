@@ -10,7 +10,7 @@ import torch
 
 from equiscale._typing import Image
 from equiscale.errors import SettingError
-from equiscale.functional.algorithms.choices import fastest_measured
+from equiscale.functional.algorithms.choices import facts, fastest_measured
 from equiscale.functional.algorithms.convolution import Convolution
 from equiscale.functional.algorithms.cropped import cropped
 from equiscale.functional.algorithms.dense import dense
@@ -18,6 +18,7 @@ from equiscale.functional.algorithms.dilated import dilated
 from equiscale.functional.algorithms.fourier import fourier, tiling
 from equiscale.functional.algorithms.projected import projected
 from equiscale.functional.algorithms.unfolded import unfolded
+from equiscale.functional.blockwise import is_eager
 
 AlgorithmName: TypeAlias = Literal["dense", "cropped", "unfolded", "fourier", "projected", "dilated"]
 
@@ -36,6 +37,8 @@ _BATCHED: Final = 0.5
 _FEW_CHANNELS: Final = 4
 _FEW: Final = 0.5
 _UNFOLDED: Final = 1.0
+
+_MANY_SHAPES: Final = 1000
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,20 @@ def plan(convolution: Convolution, *, measured: bool = True) -> str:
     if torch.compiler.is_exporting():
         return "cropped"  # ordinary convolutions, known everywhere
     choice = fastest_measured(convolution) if measured else None
-    return choice if choice in ALGORITHMS else estimate(convolution)
+    return choice if choice in ALGORITHMS else _estimated(convolution)
+
+
+def _estimated(convolution: Convolution) -> str:
+    """The estimate, made once by a layer for each shape: it takes longer than a small kernel of a GPU."""
+    cache = convolution.cache
+    if cache is None or not is_eager(convolution.x):
+        return estimate(convolution)
+    key = (*facts(convolution), convolution.x.device)
+    if key not in cache.estimates:
+        if len(cache.estimates) >= _MANY_SHAPES:
+            cache.estimates.clear()
+        cache.estimates[key] = estimate(convolution)
+    return cache.estimates[key]
 
 
 def estimate(convolution: Convolution) -> str:
