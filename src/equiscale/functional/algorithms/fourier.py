@@ -15,6 +15,9 @@ from equiscale.functional.blockwise import applied
 
 _Parts: TypeAlias = tuple[Tensor, Tensor]  # real and imaginary
 
+# Images whose products take as long as the filters take to come from memory.
+_STREAMED: Final = 16
+
 # Results along one side of a tile that are tried; beyond some tens the transforms cost too much.
 _TILES: Final = (8, 12, 16, 20, 24, 28, 32, 40, 48)
 
@@ -197,7 +200,7 @@ def _operations(convolution: Convolution, rows: Cut, columns: Cut) -> int:
     products = 8 * half * period * fan_out * fan_in * slots * scales
     inverse = 4 * half * len(rows.starts) * (2 * period + len(columns.starts)) * fan_out * scales
     filters = 4 * half * period * functions * fan_out * fan_in * slots * scales
-    return images * (forward + products + inverse) + filters
+    return images * (forward + products + inverse) + products * _STREAMED + filters
 
 
 def _filters(convolution: Convolution, scale: int, number: int, window: int, periods: Periods) -> _Parts:

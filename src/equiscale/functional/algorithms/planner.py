@@ -1,6 +1,6 @@
 """Which algorithm computes a convolution: a forced one, a measured one, or the cheapest by a model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -14,9 +14,9 @@ from equiscale.functional.algorithms.choices import facts, fastest_measured
 from equiscale.functional.algorithms.convolution import Convolution
 from equiscale.functional.algorithms.cropped import cropped
 from equiscale.functional.algorithms.dense import dense
-from equiscale.functional.algorithms.dilated import dilated
+from equiscale.functional.algorithms.dilated import dilated, dilations
 from equiscale.functional.algorithms.fourier import fourier, tiling
-from equiscale.functional.algorithms.projected import projected
+from equiscale.functional.algorithms.projected import projected, projected_operations
 from equiscale.functional.algorithms.unfolded import unfolded
 from equiscale.functional.blockwise import is_eager
 
@@ -32,11 +32,15 @@ ALGORITHMS: Final[dict[str, Callable[[Convolution], Iterator[Image]]]] = {
 }
 
 # Operations a second beside those of an ordinary convolution of many channels: of batched products of small
-# matrices, of a convolution of few channels, and of products of patches.
-_BATCHED: Final = 0.5
+# matrices, of a convolution of few channels, of products of patches, of filters with gaps, and of products
+# with features, which are slower with less than so many channels.
+_BATCHED: Final = 0.65
 _FEW_CHANNELS: Final = 4
 _FEW: Final = 0.5
 _UNFOLDED: Final = 1.0
+_DILATED: Final = 0.7
+_PROJECTED: Final = 0.65
+_FULL_CHANNELS: Final = 40
 
 _MANY_SHAPES: Final = 1000
 
@@ -158,17 +162,40 @@ def estimate(convolution: Convolution) -> str:
     if convolution.weight.shape[1] <= _FEW_CHANNELS:
         times["cropped"] /= _FEW
         times["unfolded"] = _direct_operations(convolution) / _UNFOLDED
+    if _has_kept_basis(convolution):
+        times |= _of_basis(convolution)
     best = "cropped"
     for name, seconds in times.items():  # not min(key=…), which no compiler follows with free sizes
         best = name if seconds < times[best] else best
     return best
 
 
-def _direct_operations(convolution: Convolution) -> float:
+def _has_kept_basis(convolution: Convolution) -> bool:
+    """Whether to look at the values of the basis: on a CPU, in a layer, where that is done once."""
+    return (
+        convolution.cache is not None
+        and convolution.x.device.type == "cpu"
+        and not convolution.basis.requires_grad
+        and is_eager(convolution.x)
+    )
+
+
+def _of_basis(convolution: Convolution) -> dict[str, float]:
+    """Estimates that depend on the values of the basis."""
+    rate = _PROJECTED * min(1.0, convolution.weight.shape[1] / _FULL_CHANNELS)
+    times = {"projected": projected_operations(convolution) / rate}
+    steps = dilations(convolution)
+    if max(steps) > 1:
+        compact = [(side - 1) // step + 1 for side, step in zip(convolution.sides, steps, strict=True)]
+        times["dilated"] = _direct_operations(convolution, compact) / _DILATED
+    return times
+
+
+def _direct_operations(convolution: Convolution, sides: Sequence[int] | None = None) -> float:
     height, width = convolution.output_size
     fan_out, fan_in, slots, _ = convolution.weight.shape
     pixels = convolution.x.shape[0] * height * width
-    return 2.0 * pixels * fan_out * fan_in * slots * sum(side**2 for side in convolution.sides)
+    return 2.0 * pixels * fan_out * fan_in * slots * sum(side**2 for side in sides or convolution.sides)
 
 
 def _fourier_operations(convolution: Convolution) -> float:
