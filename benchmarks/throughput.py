@@ -7,7 +7,8 @@ Four questions, each answered in one JSON record:
 - evaluation: time an image against the size of the batch;
 - allocator: a training step with freed memory given back, kept, and kept in huge pages, interleaved in
   processes of their own;
-- side-by-side: images a second of one training with all threads against several with their share.
+- side-by-side: images a second of one training with all threads against several with their share. This one
+  needs a quiet machine.
 
 Times are medians; what is compared is interleaved, so that a slow moment of the machine hits all of it.
 """
@@ -19,8 +20,9 @@ import os
 import resource
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from torch.nn.functional import cross_entropy
 
 from equiscale import create_model
 from equiscale._files import atomic_path
-from equiscale._machine import available_cores, huge_pages, keep_memory
+from equiscale._machine import available_cores, keep_memory
 from equiscale.data import TensorBatches, normalize, random_rescale
 from equiscale.experiments import provenance
 from equiscale.report.tables import insert_into
@@ -45,7 +47,11 @@ ALLOCATORS = ("given back", "kept", "kept, huge pages")
 
 
 class Stopwatch:
-    """Seconds of the parts of a step; on a GPU each part waits for the one before."""
+    """Seconds of the parts of a step; on a GPU each part waits for the one before.
+
+    On a CPU, where the runs of a sweep have one thread each, the thread's own time: what else runs there
+    meanwhile is not counted.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.times = device, dict[str, list[float]]()
@@ -54,7 +60,8 @@ class Stopwatch:
     def now(self) -> float:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+            return time.perf_counter()
+        return time.process_time()
 
     def lap(self, part: str) -> None:
         now = self.now()
@@ -165,15 +172,22 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+@contextmanager
+def huge_pages() -> Iterator[None]:
+    """glibc reads this at a program's start only: it is for the processes that are started inside."""
+    os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+    try:
+        yield
+    finally:
+        del os.environ["GLIBC_TUNABLES"]
+
+
 def allocator(name: str, rounds: int, batch_size: int) -> dict[str, Any]:
     found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in ALLOCATORS}
     for _ in range(3):
         for kind in ALLOCATORS:
             arguments = (step_with_allocator, name, kind, rounds, batch_size)
-            if kind.endswith("huge pages"):
-                with huge_pages():
-                    found[kind].append(in_process(*arguments))
-            else:
+            with huge_pages() if kind.endswith("huge pages") else nullcontext():
                 found[kind].append(in_process(*arguments))
     return {
         "model": name,
@@ -188,14 +202,16 @@ def train_for(
     """Images a second of one of several trainings that start together."""
     torch.set_num_threads(threads)
     keep_memory()
-    step, watch = train_step(name, batch_size, torch.device(device)), Stopwatch(torch.device(device))
+    step = train_step(name, batch_size, torch.device(device))
     step()
     barrier.wait(_PATIENCE)
-    started, steps = watch.now(), 0
-    while watch.now() - started < seconds:
+    started, steps = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
         step()
         steps += 1
-    answers.put(steps * batch_size / (watch.now() - started))
+        if device != "cpu":
+            torch.cuda.synchronize(device)
+    answers.put(steps * batch_size / (time.perf_counter() - started))
 
 
 def side_by_side(
@@ -208,10 +224,9 @@ def side_by_side(
             barrier, answers = context.Barrier(count), context.SimpleQueue()
             threads = max(1, available_cores() // count)
             arguments = (name, seconds, threads, batch_size, device, barrier, answers)
-            with huge_pages():
-                processes = [context.Process(target=train_for, args=arguments) for _ in range(count)]
-                for process in processes:
-                    process.start()
+            processes = [context.Process(target=train_for, args=arguments) for _ in range(count)]
+            for process in processes:
+                process.start()
             for process in processes:
                 process.join()
             if any(process.exitcode for process in processes):
@@ -303,7 +318,7 @@ def main() -> None:
 
 def measure(settings: argparse.Namespace) -> None:
     """Answer the questions; what was not asked for this time stays as it was answered before."""
-    torch.set_num_threads(available_cores())
+    torch.set_num_threads(1)
     keep_memory()
     commit, clean = provenance.commit()
     record = {"benchmark": "throughput"}

@@ -1,4 +1,4 @@
-"""Memory that stays with the process, huge pages for those that it starts, and compilers."""
+"""Memory that stays with the process, and compilers."""
 
 import ctypes
 import os
@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from equiscale import _machine
-from equiscale._machine import has_compiler, huge_pages, keep_memory
+from equiscale._machine import has_compiler, keep_memory
 
 needs_glibc = pytest.mark.skipif(not _machine._is_glibc(), reason="the C library is not glibc")
 
@@ -65,28 +65,6 @@ def test_a_glibc_without_mallopt_is_no_error(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(_machine, "_is_glibc", lambda: True)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     assert not keep_memory()
-
-
-@pytest.mark.parametrize(
-    ("before", "inside"),
-    [
-        (None, "glibc.malloc.hugetlb=1"),
-        ("glibc.malloc.check=1", "glibc.malloc.check=1:glibc.malloc.hugetlb=1"),
-        ("glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=0"),
-    ],
-)
-def test_huge_pages_are_asked_for_inside_only(
-    monkeypatch: pytest.MonkeyPatch, before: str | None, inside: str
-) -> None:
-    if before is None:
-        monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
-    else:
-        monkeypatch.setenv("GLIBC_TUNABLES", before)
-    code = "import os; print(os.environ['GLIBC_TUNABLES'])"
-    with huge_pages():
-        child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert child.stdout.strip() == inside
-    assert os.environ.get("GLIBC_TUNABLES") == before
 
 
 def test_a_compiler_is_found_where_torch_looks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,6 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,9 +13,6 @@ from pathlib import Path
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 _NEVER = -1
 _GROW_BY = 64 * 2**20
-
-# Read by glibc at a program's start only.
-_TUNABLES, _HUGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
 
 
 def available_cores() -> int:
@@ -70,29 +65,6 @@ def keep_memory() -> bool:
         return all(mallopt(name, value) == 1 for name, value in settings)
     except (OSError, AttributeError):
         return False
-
-
-@contextmanager
-def huge_pages() -> Iterator[None]:
-    """Let the processes that are started inside ask for huge pages, one fault of which brings in 2 MiB.
-
-    Only glibc on Linux listens. Whoever has set this tunable already is left alone.
-
-    Example:
-        >>> with huge_pages():
-        ...     "hugetlb" in os.environ["GLIBC_TUNABLES"]
-        True
-    """
-    before = os.environ.get(_TUNABLES)
-    if _HUGE_PAGES not in (before or ""):
-        os.environ[_TUNABLES] = ":".join(filter(None, (before, f"{_HUGE_PAGES}=1")))
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_TUNABLES]
-        else:
-            os.environ[_TUNABLES] = before
 
 
 def has_compiler(device: str) -> bool:

@@ -300,7 +300,7 @@ def test_mistakes_are_counted_by_the_data_sets_own_factors() -> None:
 @pytest.mark.parametrize(
     ("budget", "expected"),
     [
-        (2**29, 512),  # as many as are of use
+        (2**29, 128),  # as many as are of use
         (100 * 2 * 7 * 36 * 4, 64),  # a hundred images of the largest layer: 7 maps go in, and out flat
         (2 * 7 * 36 * 4, 1),
         (10, 1),

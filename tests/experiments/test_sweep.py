@@ -290,7 +290,7 @@ def test_runs_are_shared_out_among_the_devices(
     assert placed == [("cuda:0", 2), ("cuda:1", 2), ("cuda:0", 2), ("cuda:1", 2)]
 
 
-def test_a_run_keeps_its_memory_and_has_huge_pages(
+def test_a_run_keeps_its_memory(
     tmp_path: Path, runs: list[RunSettings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[bool] = []

@@ -53,7 +53,7 @@ from equiscale.train.loop import error_percent
 
 # The largest batch of an evaluation, and what the largest layer's input and output may take then. On the
 # CPU more images bring nothing (benchmarks/throughput.py); a GPU is busy with thousands only.
-_EVALUATION_BATCH = {"cpu": 512, "cuda": 4096}
+_EVALUATION_BATCH = {"cpu": 128, "cuda": 4096}
 _EVALUATION_BYTES = {"cpu": 2**29, "cuda": 2**33}
 # A split that is larger stays in main memory, from where each batch moves to the device.
 _RESIDENT_BYTES = 8 * 2**30
@@ -457,7 +457,7 @@ def _given(generator: torch.Generator | None) -> torch.Generator:
 
 def evaluation_batch(network: nn.Module, image_shape: tuple[int, ...], device: torch.device) -> int:
     """Images at a time in an evaluation: a power of two, as memory allows."""
-    largest, budget = _EVALUATION_BATCH.get(device.type, 512), _EVALUATION_BYTES.get(device.type, 2**29)
+    largest, budget = _EVALUATION_BATCH.get(device.type, 128), _EVALUATION_BYTES.get(device.type, 2**29)
     fitting = min(largest, budget // _bytes_an_image(network, image_shape, device))
     return 1 << max(0, fitting.bit_length() - 1)
 

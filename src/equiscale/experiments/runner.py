@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from equiscale._machine import available_cores, huge_pages, keep_memory
+from equiscale._machine import available_cores, keep_memory
 from equiscale.data import check_available, load
 from equiscale.data.image_folder import PREFIX as FOLDER_PREFIX
 from equiscale.errors import RecordError, SettingError
@@ -235,8 +235,7 @@ def _start(settings: RunSettings, options: RunOptions) -> tuple[Connection, Spaw
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(settings, options, sender), daemon=True)
-    with huge_pages():
-        process.start()
+    process.start()
     sender.close()
     return receiver, process
 
