@@ -1,7 +1,8 @@
 """What a trained network looks like: filters, features of an image at three sizes, equivariance."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch.nn.functional import avg_pool2d
 from equiscale.data import Dataset, normalize
 from equiscale.errors import EquiscaleError, ShapeError
 from equiscale.experiments.records import LayerEquivariance
-from equiscale.functional import synthesize_filters
+from equiscale.functional import ConvGeometry, synthesize_filters
 from equiscale.functional.rescale import rescale
 from equiscale.scales import ScaleGrid
 from equiscale.testing import equivariance_error
@@ -121,7 +122,8 @@ class _Upto(nn.Module):
 
         handle = self.layer.register_forward_hook(stop)
         try:
-            self.network(normalize(images * 255, self.mean, self.std))
+            with _all_scales(self.layer):
+                self.network(normalize(images * 255, self.mean, self.std))
         except self._ReachedError:
             pass
         finally:
@@ -132,6 +134,20 @@ class _Upto(nn.Module):
                 f"expected the layer to give an image or a scale map, got {type(output).__name__}"
             )
         return output
+
+
+@contextmanager
+def _all_scales(layer: nn.Module) -> Iterator[None]:
+    """Let a layer that projects its scales show them all."""
+    geometry = getattr(layer, "geometry", None)
+    if not isinstance(geometry, ConvGeometry) or geometry.projection is None:
+        yield
+        return
+    layer.geometry = replace(geometry, projection=None)
+    try:
+        yield
+    finally:
+        layer.geometry = geometry
 
 
 def _convolutions(network: nn.Module) -> list[_Layer]:

@@ -17,6 +17,7 @@ from equiscale.nn import LiftConv2d, ScaleConv2d
 from equiscale.scales import ScaleGrid
 
 GRID = ScaleGrid([1.0, 1.5])
+BASIS = torch.ones(1)
 every_algorithm = pytest.mark.parametrize("name", get_args(AlgorithmName))
 KEEPING = ["cropped", "unfolded", "fourier", "projected", "dilated"]
 keeping_algorithm = pytest.mark.parametrize("name", KEEPING)
@@ -58,25 +59,25 @@ class Builds:
 
 def test_builds_once_while_the_values_stay() -> None:
     cache, weight, build = FilterCache(), torch.randn(3), Builds()
-    assert cache.get("a", weight, build) is cache.get("a", weight.clone(), build)
+    assert cache.get("a", weight, BASIS, build) is cache.get("a", weight.clone(), BASIS, build)
     assert build.count == 1
-    cache.get("b", weight, build)
+    cache.get("b", weight, BASIS, build)
     assert build.count == 2
     weight[0] += 1e-6
-    cache.get("a", weight, build)
+    cache.get("a", weight, BASIS, build)
     assert build.count == 3
 
 
 def test_keeps_nothing_that_a_gradient_is_wanted_of() -> None:
     cache, weight, build = FilterCache(), nn.Parameter(torch.randn(3)), Builds()
     for _ in range(2):
-        cache.get("a", weight, build)
+        cache.get("a", weight, BASIS, build)
     assert build.count == 2
     with torch.no_grad():
         for _ in range(2):
-            cache.get("a", weight, build)
+            cache.get("a", weight, BASIS, build)
     assert build.count == 3
-    cache.get("a", weight, build)
+    cache.get("a", weight, BASIS, build)
     assert cache._kept == {}
 
 
@@ -93,18 +94,29 @@ def test_keeps_of_a_basis_until_it_is_another() -> None:
     assert build.count == 5
 
 
+@every_algorithm
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_basis_that_is_edited_is_not_remembered(
+    name: AlgorithmName, trained: bool, layer: ScaleConv2d, x: Tensor
+) -> None:
+    with algorithm(name), torch.set_grad_enabled(trained):
+        layer(x)
+        layer.basis.copy_(layer.basis.flip(1))
+        torch.testing.assert_close(layer(x).detach(), fresh(layer, x))
+
+
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_ROOM", 4 * 100)
     cache, weight = FilterCache(), torch.randn(3)
     large, half = Builds(lambda: torch.ones(101)), Builds(lambda: (torch.ones(30), torch.ones(30)))
     for _ in range(2):
-        cache.get("large", weight, large)
+        cache.get("large", weight, BASIS, large)
     assert large.count == 2
     assert not cache._kept
     for _ in range(2):
-        cache.get("half", weight, half)
+        cache.get("half", weight, BASIS, half)
     assert half.count == 1
-    cache.get("another half", weight, half)
+    cache.get("another half", weight, BASIS, half)
     assert list(cache._kept) == ["another half"]
 
 
@@ -115,7 +127,7 @@ def test_one_thread_may_clear_while_another_builds() -> None:
         cache.clear()
         return torch.ones(2)
 
-    assert torch.equal(cache.get("a", weight, build), torch.ones(2))
+    assert torch.equal(cache.get("a", weight, BASIS, build), torch.ones(2))
 
 
 def test_threads_share_a_layer(layer: ScaleConv2d, x: Tensor) -> None:

@@ -29,8 +29,8 @@ class FilterCache:
         >>> cache = FilterCache()
         >>> weight = torch.ones(2)
         >>> with torch.no_grad():
-        ...     first = cache.get("doubled", weight, lambda: weight * 2)
-        ...     first is cache.get("doubled", weight, lambda: weight * 2)
+        ...     first = cache.get("doubled", weight, weight, lambda: weight * 2)
+        ...     first is cache.get("doubled", weight, weight, lambda: weight * 2)
         True
     """
 
@@ -39,11 +39,12 @@ class FilterCache:
         self.estimates: dict[Any, str] = {}
         self._source: Tensor | None = None
         self._kept: dict[Any, Any] = {}
-        self._basis: Tensor | None = None
+        self._basis: tuple[Tensor, Tensor | int] | None = None
         self._kept_of_basis: dict[Any, Tensor] = {}
 
-    def get(self, key: Any, weight: Tensor, build: Callable[[], _T]) -> _T:
-        """What was built for these weights, or what is built now."""
+    def get(self, key: Any, weight: Tensor, basis: Tensor, build: Callable[[], _T]) -> _T:
+        """What was built for these weights and this basis, or what is built now."""
+        self._look_at(basis)
         if not _may_keep(weight):
             self.clear()
             return build()
@@ -53,13 +54,19 @@ class FilterCache:
         return _take(self._kept, key, build)
 
     def get_of_basis(self, key: Any, basis: Tensor, build: Callable[[], Tensor]) -> Tensor:
-        """What was built for this basis, a buffer that never changes but for its place and type."""
+        """What was built for this basis, or what is built now."""
         if type(basis) is not Tensor or basis.requires_grad or torch.compiler.is_compiling():
             return build()
-        if self._basis is not basis:
-            self._basis, self._kept_of_basis = basis, {}
+        self._look_at(basis)
         with torch.inference_mode(False), torch.no_grad():
             return _take(self._kept_of_basis, key, build)
+
+    def _look_at(self, basis: Tensor) -> None:
+        """Forget everything if this is another basis, by its values where that costs next to nothing."""
+        if self._basis is not None and self._basis[0] is basis and _is_unchanged(basis, self._basis[1]):
+            return
+        self._basis, self._kept_of_basis = (basis, _state(basis)), {}
+        self.clear()
 
     def clear(self) -> None:
         """Forget the filters."""
@@ -67,6 +74,19 @@ class FilterCache:
 
     def __reduce__(self) -> tuple[type["FilterCache"], tuple[()]]:
         return FilterCache, ()  # of copies and pickles alike
+
+
+def _state(tensor: Tensor) -> Tensor | int:
+    """What tells whether a tensor was changed: its values, or elsewhere than on the CPU its version."""
+    if tensor.device.type == "cpu":
+        return tensor.detach().clone()
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _is_unchanged(tensor: Tensor, state: Tensor | int) -> bool:
+    if isinstance(state, Tensor):
+        return torch.equal(tensor, state)
+    return _state(tensor) == state
 
 
 def _take(kept: dict[Any, Any], key: Any, build: Callable[[], _T]) -> _T:
@@ -201,7 +221,8 @@ class Convolution:
         """Build something from the weights alone, or take what the layer has kept of it."""
         if self.cache is None or self.basis.requires_grad or torch.compiler.is_compiling():
             return build()
-        return self.cache.get((key, self.weight.dtype, torch.is_inference_mode_enabled()), self.weight, build)
+        place = key, self.weight.dtype, torch.is_inference_mode_enabled()
+        return self.cache.get(place, self.weight, self.basis, build)
 
     def kept_of_basis(self, key: Any, build: Callable[[], Tensor]) -> Tensor:
         """Build something from the basis alone, or take what the layer has kept of it."""
