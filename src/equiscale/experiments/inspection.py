@@ -143,11 +143,11 @@ def _all_scales(layer: nn.Module) -> Iterator[None]:
     if not isinstance(geometry, ConvGeometry) or geometry.projection is None:
         yield
         return
-    layer.geometry = replace(geometry, projection=None)
+    layer.geometry = replace(geometry, projection=None)  # type: ignore[assignment]
     try:
         yield
     finally:
-        layer.geometry = geometry
+        layer.geometry = geometry  # type: ignore[assignment]
 
 
 def _convolutions(network: nn.Module) -> list[_Layer]:

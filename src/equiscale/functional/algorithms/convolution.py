@@ -86,7 +86,8 @@ def _state(tensor: Tensor) -> Tensor | int:
 def _is_unchanged(tensor: Tensor, state: Tensor | int) -> bool:
     if isinstance(state, Tensor):
         return torch.equal(tensor, state)
-    return _state(tensor) == state
+    version = _state(tensor)
+    return isinstance(version, int) and version == state
 
 
 def _take(kept: dict[Any, Any], key: Any, build: Callable[[], _T]) -> _T:
