@@ -94,8 +94,13 @@ SMALL = [name for name in list_models() if "wrn" not in name]
 def test_no_step_of_a_network_reads_a_number(name: str) -> None:
     size = 64 if name.startswith("scale") else 28
     model, images = create_model(name), torch.randn(2, 1, size, size)
-    with CountReads() as mode:
+
+    def step() -> None:
         cross_entropy(model(images), torch.tensor([0, 1])).backward()
+
+    step()  # on a CPU the planner looks at the basis, once
+    with CountReads() as mode:
+        step()
     assert mode.reads == 0
 
 

@@ -39,7 +39,7 @@ class FilterCache:
         self.estimates: dict[Any, str] = {}
         self._source: Tensor | None = None
         self._kept: dict[Any, Any] = {}
-        self._basis: tuple[Tensor, Tensor | int] | None = None
+        self._basis: tuple[Tensor, int] | None = None
         self._kept_of_basis: dict[Any, Tensor] = {}
 
     def get(self, key: Any, weight: Tensor, basis: Tensor, build: Callable[[], _T]) -> _T:
@@ -62,10 +62,10 @@ class FilterCache:
             return _take(self._kept_of_basis, key, build)
 
     def _look_at(self, basis: Tensor) -> None:
-        """Forget everything if this is another basis, by its values where that costs next to nothing."""
-        if self._basis is not None and self._basis[0] is basis and _is_unchanged(basis, self._basis[1]):
+        """Forget everything if this is another basis, or it was edited."""
+        if self._basis is not None and self._basis[0] is basis and self._basis[1] == _version(basis):
             return
-        self._basis, self._kept_of_basis = (basis, _state(basis)), {}
+        self._basis, self._kept_of_basis = (basis, _version(basis)), {}
         self.clear()
 
     def clear(self) -> None:
@@ -76,18 +76,9 @@ class FilterCache:
         return FilterCache, ()  # of copies and pickles alike
 
 
-def _state(tensor: Tensor) -> Tensor | int:
-    """What tells whether a tensor was changed: its values, or elsewhere than on the CPU its version."""
-    if tensor.device.type == "cpu":
-        return tensor.detach().clone()
+def _version(tensor: Tensor) -> int:
+    """Counts the edits of a tensor, but for one of inference mode, which torch does not follow."""
     return 0 if tensor.is_inference() else tensor._version
-
-
-def _is_unchanged(tensor: Tensor, state: Tensor | int) -> bool:
-    if isinstance(state, Tensor):
-        return torch.equal(tensor, state)
-    version = _state(tensor)
-    return isinstance(version, int) and version == state
 
 
 def _take(kept: dict[Any, Any], key: Any, build: Callable[[], _T]) -> _T:
