@@ -5,7 +5,7 @@ import hashlib
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from equiscale._files import atomic_path
 from equiscale.errors import RecordError
 from equiscale.experiments.spec import Augmentation, Overrides, Protocol, Treatment, problems
+
+_Record = TypeVar("_Record", bound=BaseModel)
 
 SCHEMA_VERSION: Literal[1] = 1
 _ID_DIGITS = 8
@@ -213,15 +215,24 @@ def read_record(path: Path) -> RunRecord:
     Raises:
         RecordError: If the file is missing, too large, or no valid record, with the reason.
     """
+    return read_validated(
+        path, RunRecord, _MAX_RECORD_BYTES, what="a valid run record", cure="delete it to run again"
+    )
+
+
+def read_validated(path: Path, model: type[_Record], most_bytes: int, *, what: str, cure: str) -> _Record:
+    """Read a record of any schema; in errors ``what`` says what was expected, and ``cure`` what to do.
+
+    Raises:
+        RecordError: If the file is missing, too large, or no valid record, with the reason.
+    """
     try:
-        if path.stat().st_size > _MAX_RECORD_BYTES:
-            raise RecordError(f"expected a record of at most {_MAX_RECORD_BYTES} bytes, got a larger {path}")
-        return RunRecord.model_validate_json(path.read_bytes())
+        if path.stat().st_size > most_bytes:
+            raise RecordError(f"expected a record of at most {most_bytes} bytes, got a larger {path}")
+        return model.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         found = problems(error, "record") if isinstance(error, ValidationError) else error
-        raise RecordError(
-            f"expected a valid run record in {path}, got: {found}; delete it to run again"
-        ) from error
+        raise RecordError(f"expected {what} in {path}, got: {found}; {cure}") from error
 
 
 def read_records(folder: Path, suite: str) -> Iterator[RunRecord]:

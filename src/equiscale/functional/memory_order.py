@@ -13,19 +13,19 @@ Restore = Callable[[Tensor], Tensor]
 
 def in_order_of(reference: Tensor, *tensors: Tensor) -> list[Tensor]:
     """Views whose axes stand as those of ``reference`` lie in memory, the innermost last."""
-    order = _order(reference)
+    order = memory_order(reference)
     return [tensor.permute(order) for tensor in tensors]
 
 
 def laid_as(reference: Tensor, x: Tensor) -> Tensor:
     """The same values, with the axes in memory as those of ``reference``; no copy where they are."""
-    order = _order(reference)
+    order = memory_order(reference)
     return _unpermuted(x.permute(order).contiguous(), order)
 
 
 def empty_in_order_of(reference: Tensor, shape: Sequence[int]) -> Tensor:
     """A tensor of another shape, of the reference's type and place, with its axes in memory as there."""
-    order = _order(reference)
+    order = memory_order(reference)
     return _unpermuted(reference.new_empty([shape[axis] for axis in order]), order)
 
 
@@ -34,7 +34,7 @@ def channels_view(x: Tensor) -> tuple[Tensor, Restore] | None:
 
     What treats all values of a channel alike may be done to the view. None if the tensor has gaps.
     """
-    order = _order(x)
+    order = memory_order(x)
     dense = x.permute(order)
     if not dense.is_contiguous() or x.numel() == 0:
         return None
@@ -62,7 +62,7 @@ def planes_view(x: Tensor) -> tuple[Tensor, Restore] | None:
     What treats all planes, and rows and columns, alike may be done to the view; ``restore`` then takes a
     result of other heights and widths back. None if the tensor has gaps, or axes between rows and columns.
     """
-    order = _order(x)
+    order = memory_order(x)
     dense, first = x.permute(order), min(order.index(x.ndim - 2), order.index(x.ndim - 1))
     adjacent = {order[first], order[first + 1]} == {x.ndim - 2, x.ndim - 1}
     if not dense.is_contiguous() or not adjacent or x.numel() == 0:
@@ -78,7 +78,8 @@ def planes_view(x: Tensor) -> tuple[Tensor, Restore] | None:
     return dense.view(-1, *sides, inner).movedim(-1, 1), restore
 
 
-def _order(x: Tensor) -> list[int]:
+def memory_order(x: Tensor) -> list[int]:
+    """The axes from the slowest to the fastest in memory, of equal ones the first first."""
     strides = x.stride()
     return sorted(range(x.ndim), key=lambda axis: -strides[axis])
 

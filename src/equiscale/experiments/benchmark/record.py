@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from equiscale._files import atomic_path
-from equiscale.errors import RecordError, SettingError
+from equiscale.errors import SettingError
+from equiscale.experiments.records import read_validated
 from equiscale.experiments.spec import PositiveInt, problems
 
 Kind = Literal["ours", "dense", "cnn", "peer"]
@@ -252,12 +253,10 @@ def read_benchmark(path: Path) -> BenchmarkRecord:
     Raises:
         RecordError: If the file is missing, too large, or no valid record, with the reason.
     """
-    try:
-        if path.stat().st_size > _MAX_RECORD_BYTES:
-            raise RecordError(f"expected a record of at most {_MAX_RECORD_BYTES} bytes, got a larger {path}")
-        return BenchmarkRecord.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        found = problems(error, "record") if isinstance(error, ValidationError) else error
-        raise RecordError(
-            f"expected the record of a benchmark in {path}, got: {found}; 'equiscale bench' writes one"
-        ) from error
+    return read_validated(
+        path,
+        BenchmarkRecord,
+        _MAX_RECORD_BYTES,
+        what="the record of a benchmark",
+        cure="'equiscale bench' writes one",
+    )

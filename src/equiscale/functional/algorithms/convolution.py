@@ -12,6 +12,7 @@ from equiscale._typing import Image
 from equiscale.functional import blockwise
 from equiscale.functional.filters import synthesize_filters
 from equiscale.functional.geometry import ConvGeometry
+from equiscale.functional.memory_order import memory_order
 
 _T = TypeVar("_T")
 
@@ -227,11 +228,9 @@ class Convolution:
 
 def stacked(images: Sequence[Image]) -> Tensor:
     """The scale map of its scales' images, in memory one scale behind the other, each as it is."""
-    axes = range(4)
-    strides = images[0].stride()
-    order = sorted(axes, key=lambda axis: (-strides[axis], axis))  # from slowest to fastest
+    order = memory_order(images[0])
     whole = torch.stack([image.permute(order) for image in images])
-    back = [1 + order.index(axis) for axis in axes]
+    back = [1 + order.index(axis) for axis in range(4)]
     return whole.permute(back[0], back[1], 0, back[2], back[3])
 
 

@@ -59,16 +59,20 @@ def fourier(convolution: Convolution) -> Iterator[Image]:
         return
     shared = convolution.lifts or convolution.weight.shape[2] > 1
     common = max(convolution.sides)
+    common_cuts = tiling(convolution, common)[0] if shared else None
     spectra: dict[int, _Parts] = {}
     for scale, own in enumerate(convolution.sides):
+        window, cuts = (common, common_cuts) if common_cuts else (own, tiling(convolution, own)[0])
         with torch.autocast(convolution.x.device.type, enabled=False):
-            y = _scale(convolution, scale, common if shared else own, spectra)
+            y = _scale(convolution, scale, window, spectra, cuts)
         spectra = spectra if convolution.lifts else {k: v for k, v in spectra.items() if k > scale}
         yield y.to(result_dtype(convolution.x))
 
 
-def _scale(convolution: Convolution, scale: int, window: int, spectra: dict[int, _Parts]) -> Image:
-    rows, columns = cuts = tiling(convolution, window)[0]
+def _scale(
+    convolution: Convolution, scale: int, window: int, spectra: dict[int, _Parts], cuts: Tiling
+) -> Image:
+    rows, columns = cuts
     periods = Periods(rows.period, columns.period)
     pixels = synthesis(  # the transforms in passing, so that it can let go of them
         _transform(convolution, scale, window, spectra, cuts), periods, rows.starts, columns.starts
