@@ -11,11 +11,10 @@ from torch.nn.functional import conv2d
 
 from equiscale._typing import BasisTensor, ScaleMap
 from equiscale.errors import SettingError, ShapeError
-from equiscale.functional.algorithms.convolution import Convolution, stacked
-from equiscale.functional.algorithms.planner import maps
+from equiscale.functional.algorithms.convolution import Convolution
+from equiscale.functional.algorithms.planner import compute
 from equiscale.functional.geometry import ConvGeometry
 from equiscale.functional.memory_order import empty_in_order_of
-from equiscale.functional.project import fold_max
 
 _DEFAULT = ConvGeometry()
 
@@ -186,26 +185,15 @@ def _in_parts(operands: Convolution) -> Tensor:
     batch = operands.x.shape[0]
     whole = torch.is_grad_enabled() or torch.compiler.is_compiling() or operands.transformed
     if whole or operands.x.device.type != "cpu" or batch <= _IMAGES:
-        return _convolved(operands)
+        return compute(operands)
     parts = torch.split(operands.x, _IMAGES)
-    first = _convolved(replace(operands, x=parts[0]))
+    first = compute(replace(operands, x=parts[0]))
     y = empty_in_order_of(first, (batch, *first.shape[1:]))
     y[:_IMAGES] = first
     del first
     for number, part in enumerate(parts[1:], 1):
-        y[number * _IMAGES : (number + 1) * _IMAGES] = _convolved(replace(operands, x=part))
+        y[number * _IMAGES : (number + 1) * _IMAGES] = compute(replace(operands, x=part))
     return y
-
-
-def _convolved(operands: Convolution) -> Tensor:
-    if operands.geometry.projection is None:
-        return stacked(list(maps(operands)))
-    projected = fold_max(maps(replace(operands, bias=None)))
-    if operands.bias is None:
-        return projected
-    bias = operands.bias.view(-1, 1, 1).to(projected.dtype)  # the same on every scale
-    fresh = operands.num_scales > 1 and not operands.transformed
-    return projected.add_(bias) if fresh else projected + bias
 
 
 def checked(name: str, operands: Convolution) -> Convolution:

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from equiscale.functional import ConvGeometry, scale_conv2d
-from equiscale.functional.algorithms import Convolution, FilterCache, algorithm
+from equiscale.functional.algorithms import Convolution, FilterCache, algorithm, fourier_blocked
 from equiscale.functional.algorithms import fourier as module
-from equiscale.functional.algorithms.fourier import Cut, tiling
-from equiscale.functional.algorithms.planner import maps
+from equiscale.functional.algorithms.fourier import Cut, fourier, tiling
 from equiscale.nn import LiftConv2d, ScaleConv2d
 from equiscale.scales import ScaleGrid
 
@@ -151,11 +150,12 @@ class Transforms:
         self.periods: list[Any] = []
         original = module.spectrum
 
-        def spy(x: Tensor, periods: Any) -> Any:
+        def spy(x: Tensor, periods: Any, *band: slice) -> Any:
             self.periods.append(periods)
-            return original(x, periods)
+            return original(x, periods, *band)
 
         monkeypatch.setattr(module, "spectrum", spy)
+        monkeypatch.setattr(fourier_blocked, "spectrum", spy)
 
 
 def test_an_image_is_transformed_once_for_all_scales(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,12 +186,12 @@ def test_scales_that_do_not_mix_have_periods_of_their_own(monkeypatch: pytest.Mo
 
 def test_spectra_are_given_up_when_no_scale_needs_them_any_more() -> None:
     operands = convolution()
-    with torch.no_grad(), algorithm("fourier"):
-        images = maps(operands)
+    with torch.no_grad():
+        images = fourier(operands)
         for _ in range(2):
             next(images)
             assert not images.gi_frame.f_locals["spectra"]  # type: ignore[attr-defined]
-        mixing = maps(convolution(slots=2))
+        mixing = fourier(convolution(slots=2))
         next(mixing)
         assert list(mixing.gi_frame.f_locals["spectra"]) == [1]  # type: ignore[attr-defined]
 
@@ -206,9 +206,9 @@ def test_products_are_those_of_complex_numbers(generator: torch.Generator) -> No
     parts = a.real.contiguous(), a.imag.contiguous(), b.real.contiguous(), b.imag.contiguous()
     real, imaginary = module._ComplexProduct.apply(*parts)
     torch.testing.assert_close(torch.complex(real, imaginary), a @ b)
-    conjugate = module._multiply(parts[:2], parts[2:], signs=(-1, 1))
+    conjugate = module.multiply(parts[:2], parts[2:], signs=(-1, 1))
     torch.testing.assert_close(torch.complex(*conjugate), a.conj() @ b)
-    conjugate = module._multiply(parts[:2], parts[2:], signs=(1, -1))
+    conjugate = module.multiply(parts[:2], parts[2:], signs=(1, -1))
     torch.testing.assert_close(torch.complex(*conjugate), a @ b.conj())
     inputs = tuple(part.requires_grad_() for part in parts)
     assert torch.autograd.gradcheck(module._ComplexProduct.apply, inputs)

@@ -14,7 +14,7 @@ import torch
 from equiscale.functional import ConvGeometry
 from equiscale.functional.algorithms import Convolution, FilterCache, algorithm, choices, planner, unmeasured
 from equiscale.functional.algorithms.choices import Choice, ChoiceTable, place_of, problem_of
-from equiscale.functional.algorithms.planner import ALGORITHMS, estimate, maps, observed, plan
+from equiscale.functional.algorithms.planner import ALGORITHMS, compute, estimate, observed, plan
 from equiscale.functional.conv import convolve
 
 
@@ -32,7 +32,7 @@ def convolution(channels: int = 8, kernel: int = 5, size: int = 12, batch: int =
 
 
 def used(operands: Convolution) -> str | None:
-    list(maps(operands))
+    compute(operands)
     assert operands.cache is not None
     return operands.cache.algorithm
 
@@ -201,7 +201,7 @@ def test_autocast_may_reach_around_the_backward_pass(name: str) -> None:
     gradients = []
     for inside in (False, True):
         with torch.autocast("cpu", torch.bfloat16), algorithm(name):  # type: ignore[arg-type]
-            y = sum(image.float().square().sum() for image in maps(replace(operands, weight=weight)))
+            y = compute(replace(operands, weight=weight)).float().square().sum()
             with torch.autocast("cpu", enabled=inside):
                 gradients += torch.autograd.grad(y, weight)
     assert gradients[1].dtype == torch.float32

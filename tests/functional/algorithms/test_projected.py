@@ -18,7 +18,7 @@ from equiscale.basis import (
 from equiscale.functional import ConvGeometry, lift_conv2d, scale_conv2d, support_windows
 from equiscale.functional.algorithms import Convolution, FilterCache, algorithm
 from equiscale.functional.algorithms import projected as module
-from equiscale.functional.algorithms.planner import maps
+from equiscale.functional.algorithms.planner import compute
 from equiscale.functional.algorithms.projected import projected_operations
 from equiscale.nn import ScaleConv2d
 from equiscale.scales import ScaleGrid
@@ -177,7 +177,7 @@ def test_operations_are_those_that_are_done(size: tuple[int, int], options: dict
     operands = convolution(layer(**options), torch.randn(2, 6, 2, *size))
     estimated = projected_operations(operands)
     with algorithm("projected"), Products() as products:
-        list(maps(operands))
+        compute(operands)
     assert products.operations == estimated
 
 
@@ -197,7 +197,7 @@ def test_fewer_pixels_than_functions_are_the_functions() -> None:
     basis = torch.zeros_like(operands.basis)
     basis[..., 3, 3] = 1
     with algorithm("projected"), Products() as products:
-        list(maps(replace(operands, basis=basis, windows=(1, 1))))
+        compute(replace(operands, basis=basis, windows=(1, 1)))
     mixed = 2 * 2 * 2 * 3 * 2 * 6 * 8
     assert mixed < products.operations < 9 * mixed
 

@@ -22,9 +22,8 @@ from equiscale.functional.algorithms.choices import (
     place_of,
     problem_of,
 )
-from equiscale.functional.algorithms.convolution import Convolution, FilterCache, stacked
-from equiscale.functional.algorithms.planner import ALGORITHMS, estimate, observed
-from equiscale.functional.project import fold_max
+from equiscale.functional.algorithms.convolution import Convolution, FilterCache
+from equiscale.functional.algorithms.planner import ALGORITHMS, compute, estimate, observed
 
 _T = TypeVar("_T")
 _Part = TypeVar("_Part", Tensor, Tensor | None)
@@ -276,7 +275,9 @@ def _runner(convolution: Convolution, name: str, device: torch.device) -> Callab
     wanted = [part for part in parts if part is not None and part.requires_grad]
 
     def run() -> float:
-        seconds, y = _timed(lambda: _result(operands, name), device)
+        seconds, y = _timed(
+            lambda: compute(replace(operands), name), device
+        )  # a copy: nothing of the last time
         if wanted:
             grad = torch.ones_like(y)
             with torch.autocast(device.type, enabled=False):  # as in a training step
@@ -284,11 +285,6 @@ def _runner(convolution: Convolution, name: str, device: torch.device) -> Callab
         return seconds
 
     return run
-
-
-def _result(convolution: Convolution, name: str) -> Tensor:
-    images = ALGORITHMS[name](replace(convolution))  # a new one, which holds nothing of the last time
-    return stacked(list(images)) if convolution.geometry.projection is None else fold_max(images)
 
 
 def _timed(run: Callable[[], _T], device: torch.device) -> tuple[float, _T]:

@@ -7,12 +7,15 @@ each axis in turn is the first or the last of a matrix, and nothing is ever tran
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch import Tensor
+
+Parts: TypeAlias = tuple[Tensor, Tensor]  # real and imaginary
+
+_ALL: Final = slice(None)
 
 # Matrices that are kept; images of ever new sizes have ever new ones.
 _MOST: Final = 1024
@@ -43,43 +46,105 @@ class Periods:
         return self.half * self.height
 
 
-def spectrum(x: Tensor, periods: Periods) -> tuple[Tensor, Tensor]:
+def spectrum(x: Tensor, periods: Periods, band: slice = _ALL) -> Parts:
     """The real and the imaginary part of the transform of images.
 
     Shapes:
-        x: ``(W, H, B, C)``, contiguous; each part: ``(n, B, C)`` for n frequencies.
+        x: ``(W, H, B, C)``, contiguous; each part: ``(n, B, C)`` for the n frequencies of a band along W.
     """
     width, height, batch, channels = x.shape
-    along_width = _matrix(_forward_half, (width, periods.width), x)  # (2·half, W)
-    partial = (along_width @ x.view(width, -1)).view(periods.half, 2 * height, batch * channels)
+    along_width = _of_band(_matrix(_forward_half, (width, periods.width), x), band)  # (2·half, W)
+    partial = (along_width @ x.view(width, -1)).view(-1, 2 * height, batch * channels)
     real, imaginary = (
-        torch.bmm(
-            _matrix(build, (height, periods.height), x).expand(periods.half, -1, -1),
-            partial,  # (P, 2·H)
-        ).view(periods.frequencies, batch, channels)
-        for build in (_forward_real, _forward_imaginary)
+        torch.bmm(matrix.expand(len(partial), -1, -1), partial).view(-1, batch, channels)
+        for matrix in _along_height(periods, height, x)
     )
     return real, imaginary
 
 
-def synthesis(
-    parts: tuple[Tensor, Tensor], periods: Periods, rows: Sequence[int], columns: Sequence[int]
-) -> Tensor:
-    """The pixels in the given rows and columns, modulo the periods, of images with given transforms.
+def add_spectrum_adjoint(parts: Parts, periods: Periods, band: slice, out: Tensor) -> None:
+    """Add to images (W, H, B, C) what the adjoint of `spectrum` makes of the parts of a band."""
+    width, height = out.shape[:2]
+    of_real, of_imaginary = _along_height(periods, height, out)  # (P, 2·H)
+    partial = _bmm_sum((of_real.T, of_imaginary.T), parts, periods)  # (half, 2·H, B·C)
+    along_width = _of_band(_matrix(_forward_half, (width, periods.width), out), band)
+    out.view(width, -1).addmm_(along_width.T, partial.view(len(along_width), -1))
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Those of an image that are wanted of its transform.
+
+    Args:
+        periods: Of the transform.
+        rows: Their rows, modulo the period.
+        columns: Their columns.
+    """
+
+    periods: Periods
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+
+    def along_height(self, like: Tensor) -> Parts:
+        """From the real and from the imaginary part to (real, imaginary) along W: (2·H', P)."""
+        key = self.rows, self.periods.height
+        return _matrix(_inverse_of_real, key, like), _matrix(_inverse_of_imaginary, key, like)
+
+    def along_width(self, like: Tensor) -> Tensor:
+        """From (real, imaginary) along W: (W', 2·half)."""
+        return _matrix(_inverse_columns, (self.columns, self.periods.width), like)
+
+
+def synthesis(parts: Parts, wanted: Pixels) -> Tensor:
+    """The wanted pixels of images with given transforms.
 
     Shapes:
         parts: real and imaginary ``(n, B, C)``; result: ``(W', H', B, C)``.
     """
     batch, channels = parts[0].shape[1:]
-    real, imaginary = (part.reshape(periods.half, periods.height, batch * channels) for part in parts)
-    along_height = tuple(rows), periods.height
-    from_real = _matrix(_inverse_of_real, along_height, real).expand(periods.half, -1, -1)  # (2·H', P)
-    from_imaginary = _matrix(_inverse_of_imaginary, along_height, real).expand(periods.half, -1, -1)
-    along_width = _matrix(_inverse_columns, (tuple(columns), periods.width), real)  # (W', 2·half)
-    partial = torch.bmm(from_real, real).baddbmm_(from_imaginary, imaginary)
-    del parts, real, imaginary  # not held together with the pixels, where the caller does not either
-    pixels = along_width @ partial.view(2 * periods.half, len(rows) * batch * channels)
-    return pixels.view(len(columns), len(rows), batch, channels)
+    along_width = wanted.along_width(parts[0])
+    partial = _bmm_sum(wanted.along_height(parts[0]), parts, wanted.periods)
+    del parts  # not held together with the pixels, where the caller does not either
+    pixels = along_width @ partial.view(2 * wanted.periods.half, -1)
+    return pixels.view(len(wanted.columns), len(wanted.rows), batch, channels)
+
+
+def add_synthesis(parts: Parts, wanted: Pixels, band: slice, out: Tensor) -> None:
+    """Add what a band contributes to the wanted pixels (W', H', B, C); the first band overwrites them."""
+    along_width = _of_band(wanted.along_width(out).T, band)  # (2·half, W')
+    partial = _bmm_sum(wanted.along_height(out), parts, wanted.periods)
+    beta = 0 if band.start == 0 else 1
+    out.view(len(out), -1).addmm_(along_width.T, partial.view(len(along_width), -1), beta=beta)
+
+
+def synthesis_adjoint(pixels: Tensor, wanted: Pixels, band: slice) -> Parts:
+    """The adjoint of `synthesis`, of one band: from (W', H', B, C) to (n, B, C)."""
+    width, height, batch, channels = pixels.shape
+    along_width = _of_band(wanted.along_width(pixels).T, band)
+    partial = (along_width @ pixels.view(width, -1)).view(-1, 2 * height, batch * channels)
+    real, imaginary = (
+        torch.bmm(matrix.T.expand(len(partial), -1, -1), partial).view(-1, batch, channels)
+        for matrix in wanted.along_height(pixels)
+    )
+    return real, imaginary
+
+
+def _along_height(periods: Periods, height: int, like: Tensor) -> Parts:
+    """From (cosine, sine) along W to the real and to the imaginary part: (P, 2·H)."""
+    key = height, periods.height
+    return _matrix(_forward_real, key, like), _matrix(_forward_imaginary, key, like)
+
+
+def _bmm_sum(matrices: Parts, parts: Parts, periods: Periods) -> Tensor:
+    """A matrix of the real and one of the imaginary part, added up: (n, B, C) to (half, M, B·C)."""
+    real, imaginary = (part.reshape(-1, periods.height, part[0].numel()) for part in parts)
+    of_real, of_imaginary = (matrix.expand(len(real), -1, -1) for matrix in matrices)
+    return torch.bmm(of_real, real).baddbmm_(of_imaginary, imaginary)
+
+
+def _of_band(along_width: Tensor, band: slice) -> Tensor:
+    """The rows of real and imaginary parts of a band."""
+    return along_width if band == _ALL else along_width[2 * band.start : 2 * band.stop]
 
 
 def filter_spectrum(basis: Tensor, periods: Periods) -> Tensor:

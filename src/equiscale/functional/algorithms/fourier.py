@@ -10,10 +10,8 @@ from torch import Tensor
 from equiscale._typing import Image
 from equiscale.functional.algorithms.convolution import Convolution, framed, result_dtype, working_dtype
 from equiscale.functional.algorithms.cropped import cropped
-from equiscale.functional.algorithms.dft import Periods, filter_spectrum, spectrum, synthesis
+from equiscale.functional.algorithms.dft import Parts, Periods, Pixels, filter_spectrum, spectrum, synthesis
 from equiscale.functional.blockwise import applied
-
-_Parts: TypeAlias = tuple[Tensor, Tensor]  # real and imaginary
 
 # Images whose products take as long as the filters take to come from memory.
 _STREAMED: Final = 16
@@ -57,12 +55,8 @@ def fourier(convolution: Convolution) -> Iterator[Image]:
     if convolution.transformed:
         yield from cropped(convolution)
         return
-    shared = convolution.lifts or convolution.weight.shape[2] > 1
-    common = max(convolution.sides)
-    common_cuts = tiling(convolution, common)[0] if shared else None
-    spectra: dict[int, _Parts] = {}
-    for scale, own in enumerate(convolution.sides):
-        window, cuts = (common, common_cuts) if common_cuts else (own, tiling(convolution, own)[0])
+    spectra: dict[int, Parts] = {}
+    for scale, (window, cuts) in enumerate(tilings(convolution)):
         with torch.autocast(convolution.x.device.type, enabled=False):
             y = _scale(convolution, scale, window, spectra, cuts)
         spectra = spectra if convolution.lifts else {k: v for k, v in spectra.items() if k > scale}
@@ -70,13 +64,12 @@ def fourier(convolution: Convolution) -> Iterator[Image]:
 
 
 def _scale(
-    convolution: Convolution, scale: int, window: int, spectra: dict[int, _Parts], cuts: Tiling
+    convolution: Convolution, scale: int, window: int, spectra: dict[int, Parts], cuts: Tiling
 ) -> Image:
     rows, columns = cuts
-    periods = Periods(rows.period, columns.period)
-    pixels = synthesis(  # the transforms in passing, so that it can let go of them
-        _transform(convolution, scale, window, spectra, cuts), periods, rows.starts, columns.starts
-    )
+    wanted = Pixels(Periods(rows.period, columns.period), rows.starts, columns.starts)
+    # The transforms in passing, so that it can let go of them.
+    pixels = synthesis(_transform(convolution, scale, window, spectra, cuts), wanted)
     pixels = _joined(pixels, rows, columns, convolution.output_size)  # (W', H', B, C')
     if convolution.bias is not None:
         pixels = pixels + convolution.bias.to(pixels.dtype)
@@ -84,21 +77,21 @@ def _scale(
 
 
 def _transform(
-    convolution: Convolution, scale: int, window: int, spectra: dict[int, _Parts], cuts: Tiling
-) -> _Parts:
+    convolution: Convolution, scale: int, window: int, spectra: dict[int, Parts], cuts: Tiling
+) -> Parts:
     """The transform of one scale of the result: the sum over the slots of its filters."""
     sums: list[Tensor] = []
     for number, slot in enumerate(convolution.slots(scale)):
         place = 0 if convolution.lifts else slot
         if place not in spectra:
             spectra[place] = _seen(convolution, slot, window, cuts)
-        filters = _filters(convolution, scale, number, window, Periods(cuts[0].period, cuts[1].period))
-        parts = _product(spectra[place], filters, convolution)
+        kernels = filters(convolution, scale, number, window, Periods(cuts[0].period, cuts[1].period))
+        parts = _product(spectra[place], kernels, convolution)
         sums = [total + part for total, part in zip(sums, parts, strict=True)] if sums else list(parts)
     return sums[0], sums[1]
 
 
-def _seen(convolution: Convolution, slot: int, window: int, cuts: Tiling) -> _Parts:
+def _seen(convolution: Convolution, slot: int, window: int, cuts: Tiling) -> Parts:
     """The transform of what one scale holds."""
     rows, columns = cuts
     x = convolution.images[slot].to(working_dtype(convolution.x))
@@ -164,6 +157,14 @@ def _joined(pixels: Tensor, rows: Cut, columns: Cut, size: tuple[int, int]) -> T
     return apart.permute(2, 0, 3, 1, 4, 5).flatten(2, 3).flatten(0, 1)[: size[1], : size[0]]
 
 
+def tilings(convolution: Convolution) -> list[tuple[int, Tiling]]:
+    """For every scale the window of its filters, and the cut; the same for all where they see one image."""
+    if convolution.lifts or convolution.weight.shape[2] > 1:
+        common = max(convolution.sides)
+        return [(common, tiling(convolution, common)[0])] * convolution.num_scales
+    return [(own, tiling(convolution, own)[0]) for own in convolution.sides]
+
+
 def tiling(convolution: Convolution, window: int) -> tuple[Tiling, int]:
     """The cut of least arithmetic, and that arithmetic: operations of the forward pass of all scales."""
     geometry, margin = convolution.geometry, convolution.margin(window)
@@ -207,41 +208,63 @@ def _operations(convolution: Convolution, rows: Cut, columns: Cut) -> int:
     return images * (forward + products + inverse) + products * _STREAMED + filters
 
 
-def _filters(convolution: Convolution, scale: int, number: int, window: int, periods: Periods) -> _Parts:
+def filters(convolution: Convolution, scale: int, number: int, window: int, periods: Periods) -> Parts:
     """The transforms of one slot's filters, real and imaginary: (n·groups, C / groups, C' / groups)."""
-    dtype, groups = working_dtype(convolution.x), convolution.geometry.groups
 
-    def transform_basis() -> Tensor:
+    def build() -> Parts:
+        return filters_of(
+            slot_matrix(convolution, number), basis_spectrum(convolution, scale, window, periods), convolution
+        )
+
+    key = ("spectra", scale, number, window, periods, working_dtype(convolution.x))
+    return convolution.kept(key, build)
+
+
+def basis_spectrum(convolution: Convolution, scale: int, window: int, periods: Periods) -> Tensor:
+    """The transforms of the functions, real and imaginary: (2, n, F)."""
+    dtype = working_dtype(convolution.x)
+
+    def build() -> Tensor:
         return filter_spectrum(convolution.window_basis(scale, window).to(dtype), periods)
 
-    def build() -> _Parts:
-        weight = convolution.weight[:, :, number].to(dtype)
-        basis = convolution.kept_of_basis(("spectra", scale, window, periods, dtype), transform_basis)
-        fan_out, fan_in, functions = weight.shape
-        by_group = weight.view(groups, fan_out // groups, fan_in, functions).permute(3, 0, 2, 1)
-        matrix, shape = (
-            by_group.reshape(functions, -1),
-            (periods.frequencies * groups, fan_in, fan_out // groups),
-        )
-        return (basis[0] @ matrix).view(shape), (basis[1] @ matrix).view(shape)
-
-    return convolution.kept(("spectra", scale, number, window, periods, dtype), build)
+    return convolution.kept_of_basis(("spectra", scale, window, periods, dtype), build)
 
 
-def _product(seen: _Parts, filters: _Parts, convolution: Convolution) -> _Parts:
+def slot_matrix(convolution: Convolution, number: int) -> Tensor:
+    """The weights of one slot: (F, groups·C/groups·C'/groups)."""
+    groups = convolution.geometry.groups
+    weight = convolution.weight[:, :, number].to(working_dtype(convolution.x))
+    by_group = weight.view(groups, -1, *weight.shape[1:]).permute(3, 0, 2, 1)
+    return by_group.reshape(len(by_group), -1)
+
+
+def filters_of(matrix: Tensor, basis: Tensor, convolution: Convolution) -> Parts:
+    """The transforms of a slot's filters, each (n·groups, C / groups, C' / groups), of the functions'."""
+    fan_out, fan_in, groups = *convolution.weight.shape[:2], convolution.geometry.groups
+    real, imaginary = ((part @ matrix).view(-1, fan_in, fan_out // groups) for part in basis)
+    return real, imaginary
+
+
+def _product(seen: Parts, kernels: Parts, convolution: Convolution) -> Parts:
     """Multiply every frequency's channels by its matrix: (n, B, C) to (n, B, C')."""
     groups = convolution.geometry.groups
-    frequencies, batch, channels = seen[0].shape
     multiply: Any = _ComplexProduct.apply
+    return together(multiply(*by_group(seen, groups), *kernels), groups)
+
+
+def by_group(parts: Parts, groups: int) -> Parts:
+    """From (n, B, C) to (n·groups, B, C / groups)."""
     if groups == 1:
-        parts: _Parts = multiply(*seen, *filters)
         return parts
-    by_group = (
-        part.view(frequencies, batch, groups, channels // groups).transpose(1, 2).flatten(0, 1)
-        for part in seen
-    )
-    parts = multiply(*by_group, *filters)
-    real, imaginary = (part.view(frequencies, groups, batch, -1).transpose(1, 2).flatten(2) for part in parts)
+    real, imaginary = (part.view(*part.shape[:2], groups, -1).transpose(1, 2).flatten(0, 1) for part in parts)
+    return real, imaginary
+
+
+def together(parts: Parts, groups: int) -> Parts:
+    """The way back."""
+    if groups == 1:
+        return parts
+    real, imaginary = (part.view(-1, groups, *part.shape[1:]).transpose(1, 2).flatten(2) for part in parts)
     return real, imaginary
 
 
@@ -249,9 +272,9 @@ class _ComplexProduct(torch.autograd.Function):
     """Matrix products of complex numbers in parts: (n, B, C) times (n, C, C') gives (n, B, C')."""
 
     @staticmethod
-    def forward(ctx: Any, *parts: Tensor) -> _Parts:
+    def forward(ctx: Any, *parts: Tensor) -> Parts:
         ctx.save_for_backward(*parts)
-        return _multiply(parts[:2], parts[2:])
+        return multiply(parts[:2], parts[2:])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -261,13 +284,13 @@ class _ComplexProduct(torch.autograd.Function):
         with torch.autocast(x_real.device.type, enabled=False):  # where the caller's reaches around backward
             grads = tuple(grad.to(x_real.dtype) for grad in grads)
             if ctx.needs_input_grad[0]:
-                of_x = _multiply(grads, (w_real.mT, w_imaginary.mT), signs=(1, -1))
+                of_x = multiply(grads, (w_real.mT, w_imaginary.mT), signs=(1, -1))
             if ctx.needs_input_grad[2]:
-                of_w = _multiply((x_real.mT, x_imaginary.mT), grads, signs=(-1, 1))
+                of_w = multiply((x_real.mT, x_imaginary.mT), grads, signs=(-1, 1))
         return *of_x, *of_w
 
 
-def _multiply(left: Sequence[Tensor], right: Sequence[Tensor], signs: tuple[int, int] = (1, 1)) -> _Parts:
+def multiply(left: Sequence[Tensor], right: Sequence[Tensor], signs: tuple[int, int] = (1, 1)) -> Parts:
     """Complex products of matrices; a sign of −1 takes the conjugate of its factor."""
     (a, b), (c, d), (of_b, of_d) = left, right, signs
     real = torch.bmm(a, c).baddbmm_(b, d, alpha=-of_b * of_d)

@@ -4,21 +4,27 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 import torch
+from torch import Tensor
 
 from equiscale._typing import Image
 from equiscale.errors import SettingError
+from equiscale.functional.algorithms.blocked import Blocked, in_blocks
 from equiscale.functional.algorithms.choices import facts, fastest_measured
-from equiscale.functional.algorithms.convolution import Convolution
+from equiscale.functional.algorithms.convolution import Convolution, stacked
 from equiscale.functional.algorithms.cropped import cropped
 from equiscale.functional.algorithms.dense import dense
 from equiscale.functional.algorithms.dilated import dilated, dilations
 from equiscale.functional.algorithms.fourier import fourier, tiling
+from equiscale.functional.algorithms.fourier_blocked import BlockedFourier
 from equiscale.functional.algorithms.projected import projected, projected_operations
 from equiscale.functional.algorithms.unfolded import unfolded
+from equiscale.functional.algorithms.unfolded_blocked import BlockedUnfolded
 from equiscale.functional.blockwise import is_eager
+from equiscale.functional.project import fold_max
 
 AlgorithmName: TypeAlias = Literal["dense", "cropped", "unfolded", "fourier", "projected", "dilated"]
 
@@ -30,6 +36,9 @@ ALGORITHMS: Final[dict[str, Callable[[Convolution], Iterator[Image]]]] = {
     "projected": projected,
     "dilated": dilated,
 }
+
+# Those that also compute a whole result at once, in blocks.
+BLOCKED: Final[dict[str, type[Blocked]]] = {"unfolded": BlockedUnfolded, "fourier": BlockedFourier}
 
 # Operations a second beside those of an ordinary convolution of many channels: of batched products of small
 # matrices, of a convolution of few channels, of products of patches, of filters with gaps, and of products
@@ -118,15 +127,39 @@ def observed(observer: Callable[[Convolution], None]) -> Iterator[None]:
         _observer.reset(token)
 
 
-def maps(convolution: Convolution) -> Iterator[Image]:
-    """The result of a convolution, one scale after the other, each (B, C', H', W')."""
+def compute(convolution: Convolution, name: str | None = None) -> Tensor:
+    """The result of a convolution, by the algorithm of this name or else the planned one.
+
+    The scale map ``(B, C', S, H', W')``, or its maximum over scales where the geometry says so.
+    """
+    name = name or chosen(convolution)
+    blocked = BLOCKED.get(name)
+    if blocked is not None and blocked.fits(convolution):
+        return in_blocks(convolution, blocked, partial(_composed, name=name))
+    return _composed(convolution, name)
+
+
+def _composed(convolution: Convolution, name: str) -> Tensor:
+    """Of the images of single scales."""
+    if convolution.geometry.projection is None:
+        return stacked(list(ALGORITHMS[name](convolution)))
+    y = fold_max(ALGORITHMS[name](replace(convolution, bias=None)))
+    if convolution.bias is None:
+        return y
+    bias = convolution.bias.view(-1, 1, 1).to(y.dtype)  # the same on every scale
+    fresh = convolution.num_scales > 1 and not convolution.transformed
+    return y.add_(bias) if fresh else y + bias
+
+
+def chosen(convolution: Convolution) -> str:
+    """The name of the algorithm that a convolution is computed by."""
     if not torch.compiler.is_compiling() and (observer := _observer.get()) is not None:
         observer(convolution)
     setting = _seen_by_compilers[0] if torch.compiler.is_compiling() else _setting.get()
     name = setting.forced or plan(convolution, measured=setting.measured)
     if convolution.cache is not None:
         convolution.cache.algorithm = name
-    return ALGORITHMS[name](convolution)
+    return name
 
 
 def plan(convolution: Convolution, *, measured: bool = True) -> str:

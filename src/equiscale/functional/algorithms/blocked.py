@@ -1,0 +1,202 @@
+"""A whole convolution in blocks, with a gradient of its own.
+
+Between the operands and the result only one block is held at a time, and the backward pass keeps the
+operands and, of a maximum over scales, a byte an element: what else it needs is made again, block by block.
+All images lie in memory as ``(W, H, B, C)``.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Final, TypeAlias
+
+import torch
+from torch import Tensor
+
+from equiscale.functional.algorithms.convolution import Convolution, result_dtype, working_dtype
+from equiscale.functional.blockwise import applied, by_blocks
+from equiscale.functional.maximum import choose, keep_larger
+
+_ALL: Final = slice(None)
+
+Gradients: TypeAlias = tuple[Tensor | None, Tensor | None]  # of x and of the weights
+
+
+@dataclass(frozen=True)
+class Blocked(ABC):
+    """One algorithm in blocks.
+
+    Args:
+        convolution: What to compute; a bias is not added.
+        keeps: Whether filters may be kept until the weights change.
+    """
+
+    convolution: Convolution
+    keeps: bool
+
+    @classmethod
+    def fits(cls, convolution: Convolution) -> bool:
+        """Whether this algorithm computes such a convolution in blocks.
+
+        Here: whether nothing but values and gradients of x and of the weights are asked for, on a CPU, and
+        nothing but zeros lie around the image.
+        """
+        x, weight = convolution.x, convolution.weight
+        plain = all(type(operand) in (Tensor, torch.nn.Parameter) for operand in (x, weight))
+        framed = (
+            convolution.geometry.padding_mode != "zeros" or convolution.margin(min(convolution.sides)) < 0
+        )
+        wants_basis = torch.is_grad_enabled() and convolution.basis.requires_grad
+        return plain and by_blocks(x) and not (framed or wants_basis or convolution.transformed)
+
+    @cached_property
+    def images(self) -> Tensor:
+        """The image, or those of all scales: (1 or S, W, H, B, C)."""
+        x = self.convolution.x
+        return to_memory(x.detach().to(working_dtype(x))).contiguous()
+
+    @abstractmethod
+    def forward(self, result: "Result") -> None:
+        """Put the pixels of every scale into the result."""
+
+    @abstractmethod
+    def backward(self, grad: "Result", wanted: tuple[bool, bool]) -> Gradients:
+        """What is wanted of the gradients: of x as `images`, and of the weights."""
+
+
+class Result:
+    """A scale map, or its maximum over scales, that is put together; or the gradient of one.
+
+    Args:
+        convolution: Whose result it is.
+        values: ``(S, W', H', B, C')``, or ``(1, W', H', B, C')`` of a maximum.
+        index: Of a maximum the number of its scale, or None if no gradient asks for it.
+    """
+
+    def __init__(self, convolution: Convolution, values: Tensor, index: Tensor | None) -> None:
+        self.values, self.index = values, index
+        self._dtype = working_dtype(convolution.x)
+        self._largest = convolution.geometry.projection is not None
+
+    @classmethod
+    def empty(cls, convolution: Convolution, *, tracked: bool) -> "Result":
+        """Memory for a result, with the numbers of a maximum if its gradient will be asked for."""
+        (height, width), x, scales = convolution.output_size, convolution.x, convolution.num_scales
+        size = width, height, x.shape[0], convolution.weight.shape[0]
+        largest = convolution.geometry.projection is not None
+        index = x.new_zeros(size, dtype=torch.uint8) if tracked and largest and scales > 1 else None
+        values = x.new_empty(1 if largest else scales, *size, dtype=result_dtype(x))
+        return cls(convolution, values, index)
+
+    def room(self, scale: int) -> Tensor:
+        """Memory for the pixels of one scale, (W', H', B, C'): if possible in the result."""
+        if self.values.dtype == self._dtype and not (self._largest and scale):
+            return self.values[scale]
+        return torch.empty_like(self.values[0], dtype=self._dtype)
+
+    def put(self, scale: int, pixels: Tensor, rows: slice = _ALL) -> None:
+        """Take pixels of one scale; the scales of a maximum come one after the other."""
+        here = self.values[0 if self._largest else scale][:, rows]
+        if not (self._largest and scale):
+            if pixels.data_ptr() != here.data_ptr():
+                here.copy_(pixels)
+        elif self.index is None:
+            torch.maximum(here, pixels.to(here.dtype), out=here)
+        else:
+            keep_larger(here, pixels.to(here.dtype), self.index[:, rows], scale)
+
+    def of(self, scale: int, rows: slice = _ALL) -> Tensor:
+        """Of a gradient, what one scale gets: (W', H', B, C'), contiguous."""
+        given = self.values[0 if self._largest else scale][:, rows]
+        if self.index is None:
+            return given.to(self._dtype).contiguous()
+        chosen = torch.empty(given.shape, dtype=given.dtype)
+        choose(given, self.index[:, rows], {scale: chosen})
+        return chosen.to(self._dtype)
+
+
+def to_memory(x: Tensor) -> Tensor:
+    """An image (B, C, H, W) or a scale map (B, C, S, H, W) as (1 or S, W, H, B, C)."""
+    return x.permute(3, 2, 0, 1)[None] if x.ndim == 4 else x.permute(2, 4, 3, 0, 1)
+
+
+def from_memory(x: Tensor, ndim: int) -> Tensor:
+    """The image or scale map."""
+    return x.squeeze(0).permute(2, 3, 1, 0) if ndim == 4 else x.permute(3, 4, 0, 2, 1)
+
+
+def in_blocks(
+    convolution: Convolution, algorithm: type[Blocked], composed: Callable[[Convolution], Tensor]
+) -> Tensor:
+    """The whole convolution.
+
+    Args:
+        convolution: Operands that the algorithm fits.
+        algorithm: How to compute it.
+        composed: The same result of operations that can be differentiated any number of times.
+    """
+    x, weight, bias = convolution.x, convolution.weight, convolution.bias
+    convolution = replace(convolution, bias=None)
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        values = applied(_Whole, x, weight, convolution, algorithm, composed)
+    else:
+        values = _forward(algorithm(convolution, keeps=True), Result.empty(convolution, tracked=False))
+    if bias is not None:
+        values.add_(bias.to(values.dtype))  # the same on every scale
+    return from_memory(values, 5 if convolution.geometry.projection is None else 4)
+
+
+def _forward(blocked: Blocked, result: Result) -> Tensor:
+    with torch.autocast("cpu", enabled=False):
+        blocked.forward(result)
+    return result.values
+
+
+class _Whole(torch.autograd.Function):
+    """From an image or scale map and the weights to the values of a `Result`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        convolution: Convolution,
+        algorithm: type[Blocked],
+        composed: Callable[[Convolution], Tensor],
+    ) -> Tensor:
+        result = Result.empty(convolution, tracked=True)
+        values = _forward(algorithm(convolution, keeps=False), result)
+        ctx.save_for_backward(x, weight, result.index)
+        bare = replace(convolution, x=x.new_empty(0), weight=weight.new_empty(0))  # saved ones can be freed
+        ctx.how = bare, algorithm, composed
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, index = ctx.saved_tensors
+        bare, algorithm, composed = ctx.how
+        convolution, wanted = replace(bare, x=x, weight=weight), ctx.needs_input_grad[:2]
+        with torch.autocast("cpu", enabled=False):  # where the caller's reaches around backward
+            if torch.is_grad_enabled():  # the gradient's own gradient is wanted
+                return *_derived(convolution, composed, grad, wanted), None, None, None
+            of_x, of_weight = algorithm(convolution, keeps=False).backward(
+                Result(convolution, grad, index), wanted
+            )
+        of_x = None if of_x is None else from_memory(of_x, x.ndim).to(x.dtype)
+        of_weight = None if of_weight is None else of_weight.to(weight.dtype)
+        return of_x, of_weight, None, None, None
+
+
+def _derived(
+    convolution: Convolution,
+    composed: Callable[[Convolution], Tensor],
+    grad: Tensor,
+    wanted: tuple[bool, bool],
+) -> Gradients:
+    operands = (convolution.x, convolution.weight)
+    inputs = [operand for operand, needed in zip(operands, wanted, strict=True) if needed]
+    y = to_memory(composed(convolution))
+    grads = iter(torch.autograd.grad(y, inputs, grad.to(y.dtype), create_graph=True))
+    of_x, of_weight = (next(grads) if needed else None for needed in wanted)
+    return of_x, of_weight
