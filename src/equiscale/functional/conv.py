@@ -44,12 +44,12 @@ def lift_conv2d(
         weight: w, the learned weights.
         basis: ψ, the basis functions on every scale.
         bias: b, added on every scale, or None.
-        geometry: Stride, padding, groups and projection.
+        geometry: Stride, padding, groups, projection and pooling.
         windows: For every scale the side of the window outside which ψ is zero (see
             `support_windows`); the smaller filters then cost less. None: all K.
 
     Returns:
-        The scale map, or its maximum over scales where the geometry says so.
+        The scale map, or its maximum over scales and over windows of pixels where the geometry says so.
 
     Raises:
         ShapeError: If the shapes or windows do not fit one another, or the padded image is smaller
@@ -93,12 +93,13 @@ def scale_conv2d(
         weight: w, the learned weights; N is the scale size, N > 1 lets scales interact.
         basis: ψ, the basis functions on every scale.
         bias: b, added on every scale, or None.
-        geometry: Stride, padding, groups, projection, and what lies beyond the largest scale.
+        geometry: Stride, padding, groups, projection, pooling, and what lies beyond the largest scale.
         windows: For every scale the side of the window outside which ψ is zero (see
             `support_windows`). None: all K.
 
     Returns:
-        The scale map on the same scales, or its maximum over them where the geometry says so.
+        The scale map on the same scales, or its maximum over them and over windows of pixels where the
+        geometry says so.
 
     Raises:
         ShapeError: If the shapes or windows do not fit one another, or the padded map is smaller
@@ -276,6 +277,12 @@ def check_size(name: str, x: Tensor, kernel_size: int, geometry: ConvGeometry) -
         raise ShapeError(
             f"{name}: expected a padded input of at least the kernel's {kernel_size} pixels, got "
             f"{tuple(x.shape[-2:])} with padding {margin}; use padding='same' or a smaller kernel"
+        )
+    pixels = (side + 2 * margin - kernel_size) // geometry.stride + 1
+    if pixels < geometry.pooling:
+        raise ShapeError(
+            f"{name}: expected at least {geometry.pooling} results in a row to pool, got {pixels} from "
+            f"{tuple(x.shape[-2:])} pixels; use less pooling or more padding"
         )
     limit = {"circular": side, "reflect": side - 1}.get(geometry.padding_mode, margin)
     if margin > limit:

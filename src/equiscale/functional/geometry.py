@@ -16,6 +16,7 @@ class GeometryOptions(TypedDict, total=False):
     scale_padding: ScalePadding
     groups: int
     projection: FusedProjection | None
+    pooling: int
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class ConvGeometry:
         groups: Channels are split into this many groups that do not see each other.
         projection: "max" for the maximum over scales in place of the scale map, which then is never held
             as a whole; None: the scale map.
+        pooling: The side in pixels of windows, side by side, of whose pixels the maximum is taken; the
+            result before that is never held as a whole either. 1: none. Sizes are rounded down.
 
     Raises:
         SettingError: For a value outside its legal range.
@@ -46,12 +49,15 @@ class ConvGeometry:
     scale_padding: ScalePadding = "zeros"
     groups: int = 1
     projection: FusedProjection | None = None
+    pooling: int = 1
 
     def __post_init__(self) -> None:
         if not isinstance(self.stride, int) or self.stride < 1:
             raise SettingError(
                 f"expected a stride of at least 1, one number for both axes, got {self.stride}"
             )
+        if not isinstance(self.pooling, int) or self.pooling < 1:
+            raise SettingError(f"expected pooling windows of at least 1 pixel, got {self.pooling}")
         if self.groups < 1:
             raise SettingError(f"expected at least 1 group, got {self.groups}")
         if self.padding != "same" and not (isinstance(self.padding, int) and self.padding >= 0):

@@ -112,7 +112,7 @@ def multi_column_conv2d(
         torch.Size([2, 5, 3, 8, 8])
     """
     _check(x, weight, basis, geometry)
-    geometry.refuse(projection="every column is computed alone")
+    geometry.refuse(projection="every column is computed alone", pooling="every column is computed alone")
     flat = weight.flatten(2)  # (C', C, K, K) -> (C', C, K²)
     ratios = _norm_ratios(flat, basis)
     maps = [

@@ -31,7 +31,7 @@ class ScaleConv2d(SteerableConv2d):
         basis: ψ, the family of F functions.
         scale_size: N, the number of neighbouring scales a filter sees; N > 1: inter-scale interaction.
         **geometry: ``bias`` (default True), ``stride``, ``padding`` (a number or "same"),
-            ``padding_mode``, ``scale_padding``, ``groups``, ``projection`` as in
+            ``padding_mode``, ``scale_padding``, ``groups``, ``projection``, ``pooling`` as in
             `equiscale.functional.ConvGeometry`.
 
     Raises:
@@ -78,7 +78,7 @@ class ScaleConv2d(SteerableConv2d):
         self._make_parameters((out_channels, channels, scale_size, basis.num_functions), bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, C, S, H, W)`` to ``(B, C', S, H', W')``, or to its projection."""
+        """Map ``(B, C, S, H, W)`` to ``(B, C', S, H', W')``, or to its maxima."""
         return self._convolve("scale_conv2d", x)
 
     def _own_settings(self) -> str:

@@ -170,7 +170,10 @@ class ScaleSpaceConv2d(nn.Module):
         super().__init__()
         geometry.setdefault("padding", "same")
         self.geometry = ConvGeometry(**geometry)
-        self.geometry.refuse(projection="the layer gives the scale map; put a ScaleProjection behind it")
+        self.geometry.refuse(
+            projection="the layer gives the scale map; put a ScaleProjection behind it",
+            pooling="the layer gives all pixels; put a ScaleMaxPool2d behind it",
+        )
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.num_scales, self.scale_size = kernel_size, num_scales, scale_size
         self.base = base

@@ -27,7 +27,7 @@ class LiftConv2d(SteerableConv2d):
         basis: ψ, the family of F functions.
         bias: Learn a bias b.
         **geometry: ``stride``, ``padding`` (a number or "same"), ``padding_mode``, ``groups``,
-            ``projection`` as in `equiscale.functional.ConvGeometry`.
+            ``projection``, ``pooling`` as in `equiscale.functional.ConvGeometry`.
 
     Raises:
         BasisError: If the basis cannot be sampled, or is degenerate on a scale.
@@ -67,5 +67,5 @@ class LiftConv2d(SteerableConv2d):
         self._make_parameters((out_channels, channels, basis.num_functions), bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Lift an image ``(B, C, H, W)`` to a scale map ``(B, C', S, H', W')``, or to its projection."""
+        """Lift an image ``(B, C, H, W)`` to a scale map ``(B, C', S, H', W')`` or its maxima."""
         return self._convolve("lift_conv2d", x)

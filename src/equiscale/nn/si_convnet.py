@@ -90,7 +90,9 @@ class LocallyScaleInvariantConv2d(nn.Module):
                 f"expected a resampling of {', '.join(get_args(Resampling))}, got {self.resampling!r}"
             )
         self.geometry.refuse(
-            scale_padding="an image has no scale axis to pad", projection="the layer projects anyway"
+            scale_padding="an image has no scale axis to pad",
+            projection="the layer projects anyway",
+            pooling="the layer gives all pixels; put an ImageMaxPool2d behind it",
         )
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:

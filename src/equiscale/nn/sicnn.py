@@ -48,7 +48,11 @@ class _MultiColumn2d(SteerableConv2d):
             basis=_Columns(kernel_size),
             **options,
         )
-        self.geometry.refuse(scale_padding="columns do not mix", projection="every column is computed alone")
+        self.geometry.refuse(
+            scale_padding="columns do not mix",
+            projection="every column is computed alone",
+            pooling="every column is computed alone",
+        )
         channels = in_channels // self.geometry.groups
         self.largest_kernel_size, self.kernel_size = self.kernel_size, kernel_size
         self._make_parameters((out_channels, channels, kernel_size, kernel_size), bias)

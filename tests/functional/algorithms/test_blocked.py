@@ -90,6 +90,9 @@ GEOMETRIES = [
     {"padding": "same", "groups": 2, "projection": "max"},
     {"padding": 3, "stride": 2},
     {"padding": 5, "projection": "max"},
+    {"padding": "same", "pooling": 2},
+    {"padding": "same", "pooling": 2, "projection": "max"},
+    {"padding": 4, "pooling": 3, "groups": 2, "projection": "max"},
 ]
 CASES = [(name, slots) for name in NAMES for slots in ((0,) if name == "unfolded" else (0, 1, 2))]
 
@@ -135,7 +138,7 @@ def names_of_graph(y: Tensor) -> set[str]:
     [
         (name, change)
         for name in NAMES
-        for change in ("circular", "uncovered", "basis", "image", "tiles", "half")
+        for change in ("circular", "uncovered", "basis", "image", "tiles", "half", "pooling")
         if (name, change) not in {("fourier", "image"), ("fourier", "half"), ("unfolded", "tiles")}
     ],
 )
@@ -153,6 +156,8 @@ def test_they_leave_to_the_others_what_does_not_fit(name: str, change: str) -> N
         convolution.x.requires_grad_()
     elif change == "tiles":
         convolution = operands(padding="same", size=(160, 160))
+    elif change == "pooling":  # too many values to choose from for the numbers of a byte
+        convolution = operands(padding="same", size=(18, 18), pooling=10, projection="max")
     else:
         convolution = operands(padding="same", dtype=torch.bfloat16)
     assert not blocked.fits(with_slot(convolution))
@@ -163,9 +168,9 @@ def test_they_leave_to_the_others_what_does_not_fit(name: str, change: str) -> N
 
 
 @by_name
-@pytest.mark.parametrize("projection", [None, "max"])
-def test_nothing_but_the_operands_and_a_byte_a_maximum_is_kept(name: str, projection: str | None) -> None:
-    convolution, _ = tracked(operands(padding="same", projection=projection), name)
+@pytest.mark.parametrize("maxima", [{}, {"projection": "max"}, {"pooling": 2}], ids=str)
+def test_nothing_but_the_operands_and_a_byte_a_maximum_is_kept(name: str, maxima: dict[str, Any]) -> None:
+    convolution, _ = tracked(operands(padding="same", **maxima), name)
     kept: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -176,7 +181,7 @@ def test_nothing_but_the_operands_and_a_byte_a_maximum_is_kept(name: str, projec
         y = computed(convolution, name)
     own = {operand.data_ptr() for operand in (convolution.x, convolution.weight)}
     others = [tensor for place, tensor in kept.items() if place not in own]
-    assert sum(tensor.nbytes for tensor in others) == (y.numel() if projection else 0)
+    assert sum(tensor.nbytes for tensor in others) == (y.numel() if maxima else 0)
 
 
 @by_name

@@ -4,7 +4,7 @@ from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, pad
+from torch.nn.functional import conv2d, max_pool2d, pad
 
 from equiscale.functional import ConvGeometry, synthesize_filters
 from equiscale.nn import LiftConv2d, ScaleProjection, SteerableConv2d
@@ -30,7 +30,7 @@ class PublishedConv2d(nn.Module):
 
     An image is convolved with the filters of all scales as one stack of output channels; a scale map, whose
     scales lie side by side as groups of channels, with one group a scale, and between two permuted copies.
-    The maximum over scales is taken of the whole scale map.
+    Maxima over scales and windows are taken of the whole scale map.
 
     Args:
         layer: Whose weights and basis are used.
@@ -45,7 +45,10 @@ class PublishedConv2d(nn.Module):
         y = self._lift(x) if isinstance(self.layer, LiftConv2d) else self._convolve(x)
         if self.layer.bias is not None:
             y = y + self.layer.bias.view(1, -1, 1, 1, 1)
-        return y if self.layer.geometry.projection is None else y.max(2).values
+        geometry = self.layer.geometry
+        y = y if geometry.projection is None else y.max(2).values
+        pooled = y if geometry.pooling == 1 else max_pool2d(y.flatten(0, -4), geometry.pooling)
+        return pooled.view(*y.shape[:-2], *pooled.shape[-2:])
 
     def _lift(self, x: Tensor) -> Tensor:
         filters = synthesize_filters(self.layer.weight, self.layer.basis)  # (C', C, S, K, K)

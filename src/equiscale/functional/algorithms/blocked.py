@@ -6,9 +6,10 @@ All images lie in memory as ``(W, H, B, C)``.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from typing import Any, Final, TypeAlias
 
 import torch
@@ -19,6 +20,8 @@ from equiscale.functional.blockwise import applied, by_blocks
 from equiscale.functional.maximum import choose, keep_larger
 
 _ALL: Final = slice(None)
+
+_MOST_CANDIDATES: Final = 256  # numbers of a byte
 
 Gradients: TypeAlias = tuple[Tensor | None, Tensor | None]  # of x and of the weights
 
@@ -48,7 +51,8 @@ class Blocked(ABC):
             convolution.geometry.padding_mode != "zeros" or convolution.margin(min(convolution.sides)) < 0
         )
         wants_basis = torch.is_grad_enabled() and convolution.basis.requires_grad
-        return plain and by_blocks(x) and not (framed or wants_basis or convolution.transformed)
+        possible = plain and by_blocks(x) and _candidates(convolution) <= _MOST_CANDIDATES
+        return possible and not (framed or wants_basis or convolution.transformed)
 
     @cached_property
     def images(self) -> Tensor:
@@ -66,54 +70,83 @@ class Blocked(ABC):
 
 
 class Result:
-    """A scale map, or its maximum over scales, that is put together; or the gradient of one.
+    """A result that is put together, with its maxima over scales and windows taken in passing; or a gradient.
 
     Args:
         convolution: Whose result it is.
-        values: ``(S, W', H', B, C')``, or ``(1, W', H', B, C')`` of a maximum.
-        index: Of a maximum the number of its scale, or None if no gradient asks for it.
+        values: ``(S, W', H', B, C')``, or ``(1, W', H', B, C')`` of a maximum over scales.
+        index: Of maxima which of their values it was, or None if no gradient asks for it.
     """
 
     def __init__(self, convolution: Convolution, values: Tensor, index: Tensor | None) -> None:
         self.values, self.index = values, index
         self._dtype = working_dtype(convolution.x)
-        self._largest = convolution.geometry.projection is not None
+        self._geometry, self._size = convolution.geometry, convolution.output_size
+        self._buffer: Tensor | None = None
 
     @classmethod
     def empty(cls, convolution: Convolution, *, tracked: bool) -> "Result":
-        """Memory for a result, with the numbers of a maximum if its gradient will be asked for."""
-        (height, width), x, scales = convolution.output_size, convolution.x, convolution.num_scales
-        size = width, height, x.shape[0], convolution.weight.shape[0]
-        largest = convolution.geometry.projection is not None
-        index = x.new_zeros(size, dtype=torch.uint8) if tracked and largest and scales > 1 else None
-        values = x.new_empty(1 if largest else scales, *size, dtype=result_dtype(x))
-        return cls(convolution, values, index)
+        """Memory for a result, with the index of its maxima if its gradient will be asked for."""
+        geometry, x = convolution.geometry, convolution.x
+        height, width = (side // geometry.pooling for side in convolution.output_size)
+        scales = convolution.num_scales if geometry.projection is None else 1
+        size = scales, width, height, x.shape[0], convolution.weight.shape[0]
+        index = x.new_zeros(size, dtype=torch.uint8) if tracked and _candidates(convolution) > 1 else None
+        return cls(convolution, x.new_empty(size, dtype=result_dtype(x)), index)
 
     def room(self, scale: int) -> Tensor:
-        """Memory for the pixels of one scale, (W', H', B, C'): if possible in the result."""
-        if self.values.dtype == self._dtype and not (self._largest and scale):
+        """Memory for the pixels of one scale, (W', H', B, C'), until the next asks for it."""
+        if self.values.dtype == self._dtype and self._geometry.pooling == 1 and scale < len(self.values):
             return self.values[scale]
-        return torch.empty_like(self.values[0], dtype=self._dtype)
+        if self._buffer is None:
+            height, width = self._size
+            size = width, height, *self.values.shape[3:]
+            self._buffer = torch.empty(size, dtype=self._dtype)
+        return self._buffer
 
     def put(self, scale: int, pixels: Tensor, rows: slice = _ALL) -> None:
         """Take pixels of one scale; the scales of a maximum come one after the other."""
-        here = self.values[0 if self._largest else scale][:, rows]
-        if not (self._largest and scale):
-            if pixels.data_ptr() != here.data_ptr():
-                here.copy_(pixels)
-        elif self.index is None:
-            torch.maximum(here, pixels.to(here.dtype), out=here)
-        else:
-            keep_larger(here, pixels.to(here.dtype), self.index[:, rows], scale)
+        here, index = self._at(scale, rows)
+        for number, part in self._candidates(scale, pixels):
+            if number == 0:
+                if part.data_ptr() != here.data_ptr():
+                    here.copy_(part)
+            elif index is None:
+                torch.maximum(here, part.to(here.dtype), out=here)
+            else:
+                keep_larger(here, part.to(here.dtype), index, number)
 
     def of(self, scale: int, rows: slice = _ALL) -> Tensor:
-        """Of a gradient, what one scale gets: (W', H', B, C'), contiguous."""
-        given = self.values[0 if self._largest else scale][:, rows]
-        if self.index is None:
+        """Of a gradient, what the pixels of one scale get: (W', H', B, C'), contiguous."""
+        given, index = self._at(scale, rows)
+        if index is None:
             return given.to(self._dtype).contiguous()
-        chosen = torch.empty(given.shape, dtype=given.dtype)
-        choose(given, self.index[:, rows], {scale: chosen})
-        return chosen.to(self._dtype)
+        height, width = self._size
+        size = width, len(range(height)[rows]), *given.shape[2:]
+        covered = all(side % self._geometry.pooling == 0 for side in size[:2])
+        spread = (torch.empty if covered else torch.zeros)(size, dtype=given.dtype)
+        choose(given, index, dict(self._candidates(scale, spread)))
+        return spread.to(self._dtype)
+
+    def _at(self, scale: int, rows: slice) -> tuple[Tensor, Tensor | None]:
+        """The values, and their index, that some rows of one scale's pixels belong to."""
+        place, side = min(scale, len(self.values) - 1), self._geometry.pooling
+        pooled = rows if rows == _ALL else slice(rows.start // side, rows.stop // side)
+        return self.values[place][:, pooled], None if self.index is None else self.index[place][:, pooled]
+
+    def _candidates(self, scale: int, pixels: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """The pixels at each place of their windows, with the number that they have in the index."""
+        side = self._geometry.pooling
+        width, height = (size // side * side for size in pixels.shape[:2])
+        first = 0 if self._geometry.projection is None else scale * side**2
+        for place, (row, column) in enumerate(product(range(side), repeat=2)):
+            yield first + place, pixels[column:width:side, row:height:side]
+
+
+def _candidates(convolution: Convolution) -> int:
+    """How many values there are to choose from in a maximum."""
+    scales = 1 if convolution.geometry.projection is None else convolution.num_scales
+    return scales * convolution.geometry.pooling**2
 
 
 def to_memory(x: Tensor) -> Tensor:

@@ -55,7 +55,6 @@ class BlockedFourier(Blocked):
                 for band in group.bands:
                     add_synthesis(group.transform(scale, band), group.pixels, band, pixels)
                 result.put(scale, pixels)
-                del pixels  # not held while those of the next scale are made
 
     def backward(self, grad: Result, wanted: tuple[bool, bool]) -> Gradients:
         """The same of the gradients."""

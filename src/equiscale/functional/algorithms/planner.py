@@ -24,6 +24,7 @@ from equiscale.functional.algorithms.projected import projected, projected_opera
 from equiscale.functional.algorithms.unfolded import unfolded
 from equiscale.functional.algorithms.unfolded_blocked import BlockedUnfolded
 from equiscale.functional.blockwise import is_eager
+from equiscale.functional.pool import image_max_pool2d, scale_max_pool2d
 from equiscale.functional.project import fold_max
 
 AlgorithmName: TypeAlias = Literal["dense", "cropped", "unfolded", "fourier", "projected", "dilated"]
@@ -141,12 +142,16 @@ def compute(convolution: Convolution, name: str | None = None) -> Tensor:
 
 def _composed(convolution: Convolution, name: str) -> Tensor:
     """Of the images of single scales."""
-    if convolution.geometry.projection is None:
-        return stacked(list(ALGORITHMS[name](convolution)))
+    geometry = convolution.geometry
+    if geometry.projection is None:
+        y = stacked(list(ALGORITHMS[name](convolution)))
+        return y if geometry.pooling == 1 else scale_max_pool2d(y, geometry.pooling)
     y = fold_max(ALGORITHMS[name](replace(convolution, bias=None)))
+    if geometry.pooling > 1:
+        y = image_max_pool2d(y, geometry.pooling)
     if convolution.bias is None:
         return y
-    bias = convolution.bias.view(-1, 1, 1).to(y.dtype)  # the same on every scale
+    bias = convolution.bias.to(y.dtype).view(-1, 1, 1)  # the same on every scale
     fresh = convolution.num_scales > 1 and not convolution.transformed
     return y.add_(bias) if fresh else y + bias
 

@@ -57,8 +57,9 @@ class BlockedUnfolded(Blocked):
         height, width = convolution.output_size
         patches = self._padded.shape[0] * max(convolution.sides) * self._padded.shape[-1]
         row = (patches + width * len(convolution.weight)) * len(convolution.x) * self._padded.element_size()
-        step = max(1, _BLOCK // max(1, row))
-        for start in range(0, height, step):
+        side = convolution.geometry.pooling
+        step = max(1, _BLOCK // max(1, row * side)) * side
+        for start in range(0, height // side * side, step):
             yield slice(start, min(start + step, height))
 
     @cached_property

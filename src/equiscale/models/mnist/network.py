@@ -120,15 +120,26 @@ def cnn_trunk(settings: MnistSettings) -> nn.Sequential:
     return image_trunk(settings, conv)
 
 
-def image_trunk(settings: MnistSettings, conv: Callable[[int, int], list[nn.Module]]) -> nn.Sequential:
-    """The trunk of the methods whose features are images; ``conv`` makes one convolution.
+def image_trunk(
+    settings: MnistSettings,
+    conv: Callable[[int, int], list[nn.Module]],
+    pooled: Callable[[int, int], list[nn.Module]] | None = None,
+) -> nn.Sequential:
+    """The trunk of the methods whose features are images.
 
     Pooling stands in front of the ReLU, with which it commutes, so that there are fewer pixels to do.
+
+    Args:
+        settings: The sizes.
+        conv: Makes one convolution.
+        pooled: Makes one together with a pooling of 2×2 pixels and what stands in its place; None:
+            the convolution and the pooling.
     """
     c0, (c1, c2, c3) = settings.in_channels, settings.channels
+    pooled = pooled or (lambda inputs, outputs: [*conv(inputs, outputs), ImageMaxPool2d(2)])
     return nn.Sequential(
-        *(*conv(c0, c1), ImageMaxPool2d(2), nn.ReLU(), ImageBatchNorm2d(c1)),
-        *(*conv(c1, c2), ImageMaxPool2d(2), nn.ReLU(), ImageBatchNorm2d(c2)),
+        *(*pooled(c0, c1), nn.ReLU(), ImageBatchNorm2d(c1)),
+        *(*pooled(c1, c2), nn.ReLU(), ImageBatchNorm2d(c2)),
         *(*conv(c2, c3), *last_stage(settings)),
     )
 

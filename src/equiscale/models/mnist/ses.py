@@ -18,7 +18,6 @@ from equiscale.nn import (
     LiftConv2d,
     ScaleBatchNorm2d,
     ScaleConv2d,
-    ScaleMaxPool2d,
 )
 from equiscale.scales import ScaleGrid
 
@@ -72,11 +71,14 @@ class SesSettings(MnistSettings):
 def build_ses_scalar(settings: SesSettings) -> MnistNetwork:
     """SESN, scalar: every lifting convolution is followed by the maximum over scales."""
 
-    def conv(in_channels: int, out_channels: int) -> list[nn.Module]:
-        lift = LiftConv2d(in_channels, out_channels, projection="max", **settings.conv_options)
-        return [lift, nn.Identity()]  # in the published projection's place
+    def conv(in_channels: int, out_channels: int, pooling: int = 1) -> list[nn.Module]:
+        options = settings.conv_options | {"projection": "max", "pooling": pooling}
+        return [LiftConv2d(in_channels, out_channels, **options), nn.Identity()]  # where the projection was
 
-    return MnistNetwork(image_trunk(settings, conv), settings)
+    def pooled(in_channels: int, out_channels: int) -> list[nn.Module]:
+        return [*conv(in_channels, out_channels, pooling=2), nn.Identity()]  # and where the pooling was
+
+    return MnistNetwork(image_trunk(settings, conv, pooled), settings)
 
 
 def build_ses_vector(settings: SesSettings) -> MnistNetwork:
@@ -90,11 +92,14 @@ def vector_trunk(
     lift: Callable[..., nn.Module] = LiftConv2d,
     conv: Callable[..., nn.Module] = ScaleConv2d,
 ) -> nn.Sequential:
-    """The trunk of the steerable networks whose features are scale maps; ``options`` of each convolution."""
+    """The trunk of the steerable networks whose features are scale maps; ``options`` of each convolution.
+
+    The convolutions project and pool; nothing stands where published networks do, for the weights' names.
+    """
     c0, (c1, c2, c3) = settings.in_channels, settings.channels
     return nn.Sequential(
-        *(lift(c0, c1, **options), ScaleMaxPool2d(2), nn.ReLU(), ScaleBatchNorm2d(c1)),
-        *(conv(c1, c2, **options), ScaleMaxPool2d(2), nn.ReLU(), ScaleBatchNorm2d(c2)),
+        *(lift(c0, c1, pooling=2, **options), nn.Identity(), nn.ReLU(), ScaleBatchNorm2d(c1)),
+        *(conv(c1, c2, pooling=2, **options), nn.Identity(), nn.ReLU(), ScaleBatchNorm2d(c2)),
         *(conv(c2, c3, projection="max", **options), nn.Identity(), *last_stage(settings)),
     )
 
