@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import conv2d
+from torch.nn.functional import conv2d, conv_transpose2d
 
 from equiscale.basis import HermiteBasis
 from equiscale.citations import SESN
@@ -295,6 +295,25 @@ def test_arithmetic_of_a_convolution_and_its_gradients() -> None:
     assert found == Operation(forward, 4 * (x.numel() + filters.numel() + 2 * 5 * 8 * 8))
     step = operations(lambda: conv2d(x, filters, padding=1).sum().backward())
     assert sum(operation.flops for operation in step) == 3 * forward, "once forward, twice backward"
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("wanted", [(True, False), (False, True), (True, True)])
+def test_arithmetic_of_the_gradients_of_grouped_convolutions(groups: int, wanted: tuple[bool, bool]) -> None:
+    x = torch.randn(2, 8, 6, 7, requires_grad=wanted[0])
+    filters = torch.randn(12, 8 // groups, 3, 3, requires_grad=wanted[1])
+    forward = 2 * (2 * 12 * 4 * 5) * (8 // groups * 3 * 3)
+    step = operations(lambda: conv2d(x, filters, groups=groups).sum().backward())
+    assert sum(operation.flops for operation in step) == (1 + sum(wanted)) * forward
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_arithmetic_of_a_transposed_convolution_and_its_gradients(groups: int) -> None:
+    x = torch.randn(2, 4, 5, 6, requires_grad=True)
+    filters = torch.randn(4, 6, 3, 3, requires_grad=True)
+    forward = 2 * (2 * 4 * 5 * 6) * (6 * 3 * 3)
+    step = operations(lambda: conv_transpose2d(x, filters, stride=2, groups=groups).sum().backward())
+    assert sum(operation.flops for operation in step) == 3 * forward
 
 
 def test_traffic_is_of_what_lies_in_memory() -> None:

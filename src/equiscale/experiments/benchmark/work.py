@@ -1,6 +1,7 @@
 """What one step does: the arithmetic and the traffic of every operation of torch in it."""
 
 from collections.abc import Callable, Iterable
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -63,7 +64,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if not (func.is_view or func.overloadpacket in _NOTHING_IS_MOVED):
-            count = flop_registry.get(func.overloadpacket)
+            count = _FORMULAS.get(func.overloadpacket)
             flops = int(count(*args, **kwargs, out_val=result)) if count else 0
             touched = _touched(func, args, kwargs, result)
             if flops or touched:
@@ -83,6 +84,19 @@ _NOTHING_IS_MOVED = {
     _aten._reshape_alias,
     _aten.lift_fresh,
 }
+
+
+def _gradients_of_convolution(
+    grad_output: Tensor, x: Tensor, weight: Tensor, *args: Any, out_val: object
+) -> int:
+    """As much as forward for each of both gradients that is wanted."""
+    *_, transposed, _, _, output_mask = args
+    positions = (x if transposed else grad_output).shape[2:]
+    return 2 * int(sum(output_mask[:2])) * len(x) * weight.numel() * prod(positions)
+
+
+# torch's own formula multiplies the gradient of grouped filters by the number of groups.
+_FORMULAS = {**flop_registry, _aten.convolution_backward: _gradients_of_convolution}
 
 
 # Which write into a tensor without reading it.
