@@ -527,6 +527,22 @@ def test_a_session_measures_every_kind_and_writes_after_each_network(
     assert max(map(len, stages)) < 70, "with a spinner and the time it has to fit into 80 columns"
 
 
+def test_what_is_counted_of_a_step_is_done_in_every_step(
+    small: str, quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[tuple[list[Operation], list[Operation]]] = []
+
+    def count_twice(step: measure.Step) -> list[Operation]:
+        counted.append((operations(step), operations(step)))
+        return counted[-1][0]
+
+    monkeypatch.setattr(session, "operations", count_twice)
+    settings = BenchmarkSettings(models=(small,), batch_size=4, rounds=1, memory=False)
+    run_benchmark(settings, tmp_path / "speed.json")
+    assert len(counted) == 2 * len(("ours", "dense", "cnn"))
+    assert [first == second for first, second in counted] == [True] * len(counted)
+
+
 def test_memory_that_cannot_be_measured_becomes_a_note(
     small: str, quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

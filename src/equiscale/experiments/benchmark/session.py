@@ -187,6 +187,7 @@ class _Session:
         for contender in contenders:
             self.on_stage(f"{place}: {_WORDS[mode]}, warming up {contender.kind}")
             step = make_step(contender, raw.subject, mode, self.settings.precision)
+            step()  # makes what later steps find ready, such as the filters of an evaluation
             raw.work[contender.kind, mode] = operations(step)
             steps[contender.kind] = step
             if contender.kind == "ours" and mode == "train":
