@@ -1,11 +1,11 @@
 """The benchmark: who is measured, by which clock, and what counts as a regression."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import conv2d, conv_transpose2d
 
 from equiscale.basis import HermiteBasis
@@ -289,7 +289,7 @@ def test_a_folder_without_the_public_code_is_refused(tmp_path: Path) -> None:
 def test_arithmetic_of_a_convolution_and_its_gradients() -> None:
     x = torch.randn(2, 3, 8, 8, requires_grad=True)
     filters = torch.randn(5, 3, 3, 3, requires_grad=True)
-    forward = 2 * (2 * 5 * 8 * 8) * (3 * 3 * 3)
+    forward = 2 * (2 * 5 * 3) * (3 * 8 - 2) ** 2
     with torch.no_grad():
         (found,) = operations(lambda: conv2d(x, filters, padding=1))
     assert found == Operation(forward, 4 * (x.numel() + filters.numel() + 2 * 5 * 8 * 8))
@@ -307,13 +307,28 @@ def test_arithmetic_of_the_gradients_of_grouped_convolutions(groups: int, wanted
     assert sum(operation.flops for operation in step) == (1 + sum(wanted)) * forward
 
 
+@pytest.mark.parametrize(
+    "moved",
+    [
+        {"padding": 2},
+        {"padding": (0, 6)},
+        {"stride": (2, 3), "padding": 1},
+        {"dilation": 2, "padding": 2},
+        {"stride": 2, "dilation": (1, 2), "padding": (3, 1)},
+    ],
+)
+@pytest.mark.parametrize("convolve", [conv2d, conv_transpose2d])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_arithmetic_of_a_transposed_convolution_and_its_gradients(groups: int) -> None:
-    x = torch.randn(2, 4, 5, 6, requires_grad=True)
-    filters = torch.randn(4, 6, 3, 3, requires_grad=True)
-    forward = 2 * (2 * 4 * 5 * 6) * (6 * 3 * 3)
-    step = operations(lambda: conv_transpose2d(x, filters, stride=2, groups=groups).sum().backward())
-    assert sum(operation.flops for operation in step) == 3 * forward
+def test_only_taps_on_pixels_count_forward_and_backward(
+    moved: dict[str, object], convolve: Callable[..., Tensor], groups: int
+) -> None:
+    x = torch.ones(2, 4, 7, 9, requires_grad=True)
+    channels = (4, 6 // groups) if convolve is conv_transpose2d else (6, 4 // groups)
+    filters = torch.ones(*channels, 3, 5, requires_grad=True)
+    with torch.no_grad():  # ones add up to the number of products
+        products = int(convolve(x, filters, groups=groups, **moved).sum())
+    step = operations(lambda: convolve(x, filters, groups=groups, **moved).sum().backward())
+    assert sum(operation.flops for operation in step) == 3 * 2 * products
 
 
 def test_traffic_is_of_what_lies_in_memory() -> None:
@@ -362,12 +377,12 @@ def test_probes_give_the_machines_peak() -> None:
     sizes = ProbeSizes(product=10, channels=2, images=3, pixels=5, copied=1000)
     peaks = sizes.peaks({"product": 2.0, "convolution": 0.5, "traffic": 4.0})
     assert (peaks.product, peaks.bandwidth) == (1000.0, 500.0)
-    assert peaks.convolution == 2 * 3 * 5 * 5 * (2 * 2 * 9) / 0.5
+    assert peaks.convolution == 2 * 3 * 13 * 13 * (2 * 2) / 0.5
     assert peaks.flops == peaks.convolution
     steps = measure.probe_steps(sizes, CPU, "bfloat16")
     counted = {name: operations(step) for name, step in steps.items()}
     assert counted["product"][0].flops == 2 * 10**3
-    assert counted["convolution"][0].flops == 2 * 3 * 5 * 5 * (2 * 2 * 9)
+    assert counted["convolution"][0].flops == 2 * 3 * 13 * 13 * (2 * 2)
     assert counted["traffic"][0].bytes == 2 * 1000
 
 

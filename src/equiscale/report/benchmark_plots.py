@@ -92,7 +92,8 @@ def roofline_plot(record: BenchmarkRecord) -> str:
     """Arithmetic a second over arithmetic a byte, under the roof of what the machine can do.
 
     Filled: the operations that were done. Hollow: the arithmetic of the published formulation in our time;
-    where that is above the roof, no implementation of that formulation can be as fast on this machine.
+    where that is above the roof, the formulation itself would be as fast only with fewer multiplications
+    than it is written with.
     """
 
     def paint(figure: Figure) -> None:

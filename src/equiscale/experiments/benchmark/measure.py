@@ -39,10 +39,11 @@ class ProbeSizes:
     copied: int
 
     def peaks(self, seconds: Mapping[str, float]) -> Peaks:
-        """The speeds in which the probes took these seconds; zeros around the images count as pixels."""
+        """The speeds in which the probes took these seconds; zeros around the images count as nothing."""
+        taps = 3 * self.pixels - 2  # on one axis: the first and the last place have one on a zero
         return Peaks(
             product=2 * self.product**3 / seconds["product"],
-            convolution=2 * 9 * self.images * (self.channels * self.pixels) ** 2 / seconds["convolution"],
+            convolution=2 * self.images * (self.channels * taps) ** 2 / seconds["convolution"],
             bandwidth=2 * self.copied / seconds["traffic"],
         )
 

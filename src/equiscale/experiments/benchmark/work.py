@@ -1,6 +1,7 @@
 """What one step does: the arithmetic and the traffic of every operation of torch in it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import cycle
 from math import prod
 from typing import Any, NamedTuple
 
@@ -22,9 +23,11 @@ class Operation(NamedTuple):
 def operations(step: Callable[[], object]) -> list[Operation]:
     """Run a step, and count.
 
-    Convolutions and matrix products are counted, forward and backward, a multiplication and an addition
-    as two operations; everything counts its operands and results once, as if caches held all within one
-    operation and nothing between two. What is computed outside torch's operations is not seen.
+    Convolutions and matrix products are counted, forward and backward, a multiplication and an addition as
+    two operations; zeros around the images of a convolution take none, as nothing has to be computed with
+    them, unless an operation of its own put them there. Everything counts its operands and results once, as
+    if caches held all within one operation and nothing between two. What is computed outside torch's
+    operations is not seen.
 
     Example:
         >>> a, b = torch.ones(2, 3), torch.ones(3, 4)
@@ -41,7 +44,9 @@ def summary(found: Iterable[Operation], peaks: Peaks) -> Work:
     """All operations of a step, and the time they would take at the machine's measured speed.
 
     Each operation takes as long as its arithmetic at the peak, or its traffic at the bandwidth, whichever
-    is longer: a roofline an operation.
+    is longer: a roofline an operation. It is what a step of this arithmetic can be expected to take, and
+    not what it must: operands that another operation left in the cache, or an algorithm with fewer
+    multiplications, make less of it.
     """
     every = list(found)
     return Work(
@@ -86,17 +91,43 @@ _NOTHING_IS_MOVED = {
 }
 
 
+def _convolution(x: Tensor, weight: Tensor, *args: Any, out_val: Tensor) -> int:
+    return _on_pixels(x, weight, out_val, args[1:5])
+
+
 def _gradients_of_convolution(
     grad_output: Tensor, x: Tensor, weight: Tensor, *args: Any, out_val: object
 ) -> int:
     """As much as forward for each of both gradients that is wanted."""
-    *_, transposed, _, _, output_mask = args
-    positions = (x if transposed else grad_output).shape[2:]
-    return 2 * int(sum(output_mask[:2])) * len(x) * weight.numel() * prod(positions)
+    *_, output_mask = args
+    return int(sum(output_mask[:2])) * _on_pixels(x, weight, grad_output, args[1:5])
 
 
-# torch's own formula multiplies the gradient of grouped filters by the number of groups.
-_FORMULAS = {**flop_registry, _aten.convolution_backward: _gradients_of_convolution}
+def _on_pixels(x: Tensor, weight: Tensor, result: Tensor, movement: Sequence[Any]) -> int:
+    """A multiplication and an addition for every tap of a filter that meets a pixel.
+
+    A transposed convolution scatters into its result as an ordinary one gathers from its image.
+    """
+    *by_axis, transposed = movement  # stride, padding and dilation
+    image, places = (result, x) if transposed else (x, result)
+    shapes = (image.shape[2:], places.shape[2:], weight.shape[2:])
+    taps = (_taps(*axis) for axis in zip(*shapes, *map(cycle, by_axis), strict=False))
+    return 2 * len(x) * prod(weight.shape[:2]) * prod(taps)
+
+
+def _taps(pixels: int, places: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+    """How often a tap meets a pixel on one axis, over all places of the filter."""
+    firsts = range(-padding, places * stride - padding, stride)
+    return sum(0 <= first + tap * dilation < pixels for first in firsts for tap in range(kernel))
+
+
+# Instead of torch's own, which count zeros around the image as pixels, and the gradient of grouped
+# filters once for each group.
+_FORMULAS = {
+    **flop_registry,
+    _aten.convolution: _convolution,
+    _aten.convolution_backward: _gradients_of_convolution,
+}
 
 
 # Which write into a tensor without reading it.
