@@ -178,3 +178,13 @@ def test_the_maximum_can_be_traced_and_mapped() -> None:
     (expected,) = torch.autograd.grad(x.max(2).values.square().sum(), x)
     for y in (traced(x, 2), torch.func.vmap(largest, (0, None))(x, 1)):
         assert torch.equal(torch.autograd.grad(y.square().sum(), x)[0], expected)
+
+
+def test_more_scales_than_a_byte_numbers() -> None:
+    """Of a whole map torch's own maximum; folded one by one with a gradient, an error and no wrong one."""
+    x = torch.randn(2, 1, 300, 2, 2, dtype=torch.float64, requires_grad=True)
+    grad, expected = (torch.autograd.grad(y.sum(), x)[0] for y in (scale_projection(x), x.amax(2)))
+    assert torch.equal(grad, expected)
+    assert torch.equal(fold_max(x.detach().unbind(2)), x.detach().amax(2))
+    with pytest.raises(SettingError, match="at most 256 scales for a maximum with a gradient, got more"):
+        fold_max(x.unbind(2))

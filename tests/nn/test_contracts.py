@@ -89,6 +89,8 @@ WRONG_CHANNELS = [
     ({"in_channels": 4, "groups": 3}, "in_channels to be a positive multiple of groups=3, got 4"),
     ({"stride": 0}, "stride of at least 1, one number for both axes, got 0"),
     ({"stride": (1, 1)}, r"one number for both axes, got \(1, 1\)"),
+    ({"pooling": 0}, "pooling windows of at least 1 pixel, got 0"),
+    ({"pooling": 2.0}, "pooling windows of at least 1 pixel, got 2.0"),
     ({"grid": [1.0, 2.0]}, r"a ScaleGrid, got \[1.0, 2.0\]; write grid=ScaleGrid"),
     ({"padding_mode": "wrap"}, "padding_mode to be one of zeros, .*, got 'wrap'"),
 ]

@@ -1,7 +1,7 @@
 """Work on a tensor in blocks that stay in the cache, where torch would read and write it several times."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import Any
 
@@ -30,6 +30,29 @@ def transformed(x: Tensor) -> bool:
     """Whether x is within torch.func or has a forward derivative, and may hide that it needs a gradient."""
     dual = forward_ad.unpack_dual(x)  # type: ignore[no-untyped-call]
     return torch._C._are_functorch_transforms_active() or dual.tangent is not None
+
+
+def is_batched(grad: Tensor) -> bool:
+    """Whether a backward pass runs for several gradients at once, where nothing may be written in place."""
+    batched: bool = torch._C._functorch.is_legacy_batchedtensor(grad)
+    return batched
+
+
+def derived(
+    operands: Sequence[Tensor], compute: Callable[..., Tensor], grad: Tensor, wanted: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """The gradients that are wanted of a result of torch's own operations, with a graph of their own.
+
+    In a backward pass, where the operands are those that were saved.
+    """
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Aliases: one operand may itself depend on another, and that path is not this function's.
+        aliases = [operand.view_as(operand) for operand in operands]
+        y = compute(*aliases)
+    inputs = [alias for alias, needed in zip(aliases, wanted, strict=True) if needed]
+    grads = iter(torch.autograd.grad(y, inputs, grad.to(y.dtype), create_graph=create_graph))
+    return tuple(next(grads) if needed else None for needed in wanted)
 
 
 def blocks(shape: Sequence[int]) -> Iterator[Block]:

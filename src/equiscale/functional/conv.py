@@ -13,6 +13,7 @@ from equiscale._typing import BasisTensor, ScaleMap
 from equiscale.errors import SettingError, ShapeError
 from equiscale.functional.algorithms.convolution import Convolution
 from equiscale.functional.algorithms.planner import compute
+from equiscale.functional.blockwise import is_eager
 from equiscale.functional.geometry import ConvGeometry
 from equiscale.functional.memory_order import empty_in_order_of
 
@@ -184,7 +185,7 @@ def convolve(name: str, operands: Convolution) -> Tensor:
 def _in_parts(operands: Convolution) -> Tensor:
     """All images at once where a gradient is wanted; else so many as keep what is between them small."""
     batch = operands.x.shape[0]
-    whole = torch.is_grad_enabled() or torch.compiler.is_compiling() or operands.transformed
+    whole = torch.is_grad_enabled() or operands.transformed or not is_eager(operands.x)
     if whole or operands.x.device.type != "cpu" or batch <= _IMAGES:
         return compute(operands)
     parts = torch.split(operands.x, _IMAGES)

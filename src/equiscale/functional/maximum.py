@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equiscale.functional.blockwise import applied, blocks, buffers, shaped
+from equiscale.functional.blockwise import applied, blocks, buffers, is_batched, shaped
 from equiscale.functional.memory_order import in_order_of
 
 
@@ -37,6 +37,9 @@ class Keep(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         first, second = ctx.needs_input_grad[:2]
+        if is_batched(grad):
+            rest = grad if ctx.number > 1 else torch.where(ctx.index == 0, grad, 0) if first else None
+            return rest, torch.where(ctx.index == ctx.number, grad, 0) if second else None, None, None
         rest = grad if ctx.number > 1 else applied(Choose, grad, ctx.index, 0) if first else None
         return rest, applied(Choose, grad, ctx.index, ctx.number) if second else None, None, None
 

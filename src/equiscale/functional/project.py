@@ -12,6 +12,8 @@ from equiscale.errors import SettingError, ShapeError
 from equiscale.functional.blockwise import applied, by_blocks, transformed
 from equiscale.functional.maximum import Keep, Largest, Parts
 
+_LAST_NUMBER = 255  # of a byte
+
 
 def scale_projection(x: Tensor, mode: Projection = "max") -> Tensor:
     r"""Reduce the scale axis.
@@ -59,7 +61,7 @@ def scale_projection(x: Tensor, mode: Projection = "max") -> Tensor:
 def largest(x: Tensor, dim: int) -> Tensor:
     """The maximum along an axis; its gradient goes to the first of equal values."""
     tracked = torch.is_grad_enabled() and (x.requires_grad or transformed(x))
-    if not (by_blocks(x) and 1 < x.shape[dim] <= 256):
+    if not (by_blocks(x) and 1 < x.shape[dim] <= _LAST_NUMBER + 1):
         return x.max(dim).values if tracked else x.amax(dim)  # amax without the indices: a tenth of the time
     if not tracked:
         return fold_max(x.unbind(dim))
@@ -73,7 +75,7 @@ def fold_max(ys: Iterable[Tensor]) -> Tensor:
     What is not a number stays so.
 
     Raises:
-        SettingError: If there is no tensor.
+        SettingError: If there is no tensor, or more than 256 where a gradient is wanted.
     """
     best, number = None, 0
     index: list[Tensor] = []
@@ -90,6 +92,8 @@ def _larger(best: Tensor, y: Tensor, number: int, index: list[Tensor]) -> Tensor
         return torch.where((y > best) | y.isnan(), y, best)
     if not (torch.is_grad_enabled() and (best.requires_grad or y.requires_grad)):
         return torch.maximum(best, y, out=best if number > 1 else None)  # the first is the caller's
+    if number > _LAST_NUMBER:
+        raise SettingError("expected at most 256 scales for a maximum with a gradient, got more; use fewer")
     if not index:
         index.append(torch.zeros_like(best, dtype=torch.uint8))
     return applied(Keep, best, y, index[0], number)

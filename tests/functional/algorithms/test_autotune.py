@@ -216,7 +216,7 @@ def test_what_the_first_look_kept_of_the_filters_is_dropped(
     quick("dense")
     with torch.no_grad():
         autotune(network.eval(), IMAGES)
-    assert network.last.filter_cache._kept == {}
+    assert network.last.filter_cache.kept == {}
 
 
 def test_it_runs_in_inference_mode_and_under_no_grad(network: Network, quick: Callable[[str], None]) -> None:

@@ -1,5 +1,6 @@
 """Whole convolutions in blocks: the same values and gradients, and little that is held for them."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -13,11 +14,13 @@ from equiscale.functional.algorithms import (
     Convolution,
     FilterCache,
     algorithm,
+    fourier,
     fourier_blocked,
     unfolded_blocked,
 )
-from equiscale.functional.algorithms.blocked import from_memory, to_memory
-from equiscale.functional.algorithms.planner import BLOCKED, compute
+from equiscale.functional.algorithms import convolution as module_of_convolution
+from equiscale.functional.algorithms.blocked import Result, from_memory, to_memory
+from equiscale.functional.algorithms.planner import ALGORITHMS, BLOCKED, compute
 from equiscale.nn import LiftConv2d
 from equiscale.scales import ScaleGrid
 
@@ -179,7 +182,7 @@ def test_nothing_but_the_operands_and_a_byte_a_maximum_is_kept(name: str, maxima
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         y = computed(convolution, name)
-    own = {operand.data_ptr() for operand in (convolution.x, convolution.weight)}
+    own = {operand.data_ptr() for operand in (convolution.x, convolution.weight, convolution.basis)}
     others = [tensor for place, tensor in kept.items() if place not in own]
     assert sum(tensor.nbytes for tensor in others) == (y.numel() if maxima else 0)
 
@@ -195,6 +198,102 @@ def test_the_gradient_of_the_gradient(name: str, projection: str | None) -> None
         results.append(torch.autograd.grad(sum(grad.square().sum() for grad in grads), leaves))
     for expected, actual in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+
+@by_name
+def test_the_gradient_of_a_layer_that_is_applied_twice(name: str) -> None:
+    """Where x itself depends on the weights, the path through x is counted once, with a graph or without."""
+    grads = []
+    for create_graph in (False, True):
+        convolution, _ = tracked(operands(padding="same", projection="max"), name)
+        x = convolution.x.detach()
+        if name == "fourier":
+            x = x * convolution.weight.mean()
+        y = computed(replace(convolution, x=x), name).square().mean()
+        grads += torch.autograd.grad(y, convolution.weight, create_graph=create_graph)
+    torch.testing.assert_close(grads[1], grads[0])
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("projection", [None, "max"])
+def test_many_gradients_at_once(name: str, projection: str | None) -> None:
+    convolution, _ = tracked(operands(padding="same", projection=projection), name)
+    y = computed(convolution, name)
+    many = torch.randn(3, *y.shape, dtype=y.dtype)
+    (actual,) = torch.autograd.grad(y, convolution.weight, many, is_grads_batched=True, retain_graph=True)
+    expected = [torch.autograd.grad(y, convolution.weight, one, retain_graph=True)[0] for one in many]
+    torch.testing.assert_close(actual, torch.stack(expected))
+
+
+@by_name
+def test_an_edit_of_the_basis_before_the_backward_pass_is_refused(name: str) -> None:
+    convolution, _ = tracked(operands(padding="same"), name)
+    y = computed(convolution, name)
+    convolution.basis.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("maxima", [{}, {"projection": "max"}, {"pooling": 2}], ids=str)
+def test_no_images(name: str, maxima: dict[str, Any]) -> None:
+    convolution, leaves = tracked(operands(padding="same", **maxima), name)
+    some = computed(convolution, name)
+    y = computed(replace(convolution, x=convolution.x[:0]), name)
+    assert y.shape == (0, *some.shape[1:])
+    grads = torch.autograd.grad(y.sum(), leaves)
+    assert all((grad == 0).all() for grad in grads)
+
+
+class Builds:
+    """How many filters are made."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.bands = 0
+        original = fourier_blocked.filters_of
+
+        def spy(*arguments: Any) -> Any:
+            self.bands += arguments[1].shape[1]  # frequencies
+            return original(*arguments)
+
+        for module in (fourier, fourier_blocked):
+            monkeypatch.setattr(module, "filters_of", spy)
+
+
+@pytest.mark.parametrize("room", [1, 1 << 27])
+@pytest.mark.parametrize("cache", [True, False])
+def test_evaluation_makes_every_filter_once(
+    monkeypatch: pytest.MonkeyPatch, room: int, *, cache: bool
+) -> None:
+    """Kept as a whole, or, where they are too large or there is no layer to keep them, band by band."""
+    monkeypatch.setattr(fourier_blocked, "_BAND", 1)
+    monkeypatch.setattr(module_of_convolution, "_ROOM", room)
+    builds = Builds(monkeypatch)
+    convolution = replace(operands(padding="same"), cache=FilterCache() if cache else None)
+    with torch.no_grad():
+        compute(with_slot(convolution), "fourier")
+        rows, columns = fourier.tilings(with_slot(convolution))[0][1]
+        once = SCALES * (columns.period // 2 + 1) * rows.period
+        assert builds.bands == once
+        compute(with_slot(convolution), "fourier")
+        assert builds.bands == (once if cache and room > 1 else 2 * once)
+
+
+def test_transforms_of_images_are_given_up_when_no_scale_sees_them_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held = []
+    original = Result.put
+
+    def spy(result: Result, *arguments: Any) -> None:
+        group = sys._getframe(1).f_locals["group"]
+        held.append({place for place, _ in group._spectra})
+        original(result, *arguments)
+
+    monkeypatch.setattr(Result, "put", spy)
+    with torch.no_grad():
+        computed(operands(2, padding="same"), "fourier")
+    assert held == [{0, 1}, {1, 2}, {2}]
 
 
 def test_operands_are_let_go_of_once_the_gradient_is_there() -> None:
@@ -222,10 +321,10 @@ def test_training_keeps_no_filters(name: str) -> None:
     layer = LiftConv2d(2, 3, kernel_size=9, grid=ScaleGrid([1.0, 1.5]), padding="same")
     with algorithm(name):  # type: ignore[arg-type]
         layer(torch.randn(2, 2, 12, 12)).sum().backward()
-        assert not layer.filter_cache._kept
+        assert not layer.filter_cache.kept
         with torch.no_grad():
             layer(torch.randn(2, 2, 12, 12))
-        assert layer.filter_cache._kept
+        assert layer.filter_cache.kept
 
 
 @by_name

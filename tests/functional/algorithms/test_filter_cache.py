@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import sys
 import threading
 from collections.abc import Callable
 from typing import get_args
@@ -34,7 +35,7 @@ def x(generator: torch.Generator) -> Tensor:
 
 
 def kept(layer: ScaleConv2d) -> dict:
-    return dict(layer.filter_cache._kept)
+    return dict(layer.filter_cache.kept)
 
 
 def fresh(layer: ScaleConv2d, x: Tensor) -> Tensor:
@@ -78,7 +79,7 @@ def test_keeps_nothing_that_a_gradient_is_wanted_of() -> None:
             cache.get("a", weight, BASIS, build)
     assert build.count == 3
     cache.get("a", weight, BASIS, build)
-    assert cache._kept == {}
+    assert cache.kept == {}
 
 
 def test_keeps_of_a_basis_until_it_is_another() -> None:
@@ -112,12 +113,12 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         cache.get("large", weight, BASIS, large)
     assert large.count == 2
-    assert not cache._kept
+    assert not cache.kept
     for _ in range(2):
         cache.get("half", weight, BASIS, half)
     assert half.count == 1
     cache.get("another half", weight, BASIS, half)
-    assert list(cache._kept) == ["another half"]
+    assert list(cache.kept) == ["another half"]
 
 
 def test_one_thread_may_clear_while_another_builds() -> None:
@@ -148,6 +149,32 @@ def test_threads_share_a_layer(layer: ScaleConv2d, x: Tensor) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+    assert not wrong
+
+
+def test_threads_with_weights_of_their_own_share_a_cache() -> None:
+    """As copies of a layer do: none gets the filters of another's weights."""
+    cache, basis = FilterCache(), torch.ones(1)
+    wrong: list[object] = []
+
+    def evaluate(number: float) -> None:
+        weight = torch.full((1,), number)
+        for _ in range(2000):
+            with torch.no_grad():
+                got = cache.get("double", weight, basis, lambda: weight * 2)
+            if got.item() != 2 * number:
+                wrong.append(got)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=evaluate, args=(float(number),)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
     assert not wrong
 
 
@@ -246,6 +273,16 @@ def test_autocast_does_not_see_what_was_kept_without(
 
 
 @every_algorithm
+def test_what_was_kept_under_autocast_is_not_seen_without(
+    name: AlgorithmName, layer: ScaleConv2d, x: Tensor
+) -> None:
+    with algorithm(name), torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            layer(x)
+        assert torch.equal(layer(x), fresh(layer, x))
+
+
+@every_algorithm
 def test_no_inference_tensor_reaches_a_training(name: AlgorithmName, layer: ScaleConv2d, x: Tensor) -> None:
     """Evaluated in inference mode first, trained after, at the same shapes."""
     lift = LiftConv2d(1, 2, kernel_size=5, grid=GRID, padding="same")
@@ -260,7 +297,7 @@ def test_no_inference_tensor_reaches_a_training(name: AlgorithmName, layer: Scal
         y.square().sum().backward()
         torch.testing.assert_close(y.detach(), expected.detach().clone())
     assert all(parameter.grad is not None for parameter in network.parameters())
-    held = [*lift.filter_cache._kept_of_basis.values(), *layer.filter_cache._kept_of_basis.values()]
+    held = [*lift.filter_cache.kept_of_basis.values(), *layer.filter_cache.kept_of_basis.values()]
     assert not any(tensor.is_inference() for tensor in held)
 
 
@@ -312,7 +349,7 @@ def test_copies_and_files_hold_the_weights_alone(name: AlgorithmName, layer: Sca
     ]
     for other in others:
         assert not kept(other)
-        assert not other.filter_cache._kept_of_basis
+        assert not other.filter_cache.kept_of_basis
         with algorithm(name), torch.no_grad():
             assert torch.equal(other(x), layer(x))
         assert kept(other)

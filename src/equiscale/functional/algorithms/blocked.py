@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from equiscale.functional.algorithms.convolution import Convolution, result_dtype, working_dtype
-from equiscale.functional.blockwise import applied, by_blocks
+from equiscale.functional.blockwise import applied, by_blocks, derived, is_batched
 from equiscale.functional.maximum import choose, keep_larger
 
 _ALL: Final = slice(None)
@@ -200,36 +200,27 @@ class _Whole(torch.autograd.Function):
     ) -> Tensor:
         result = Result.empty(convolution, tracked=True)
         values = _forward(algorithm(convolution, keeps=False), result)
-        ctx.save_for_backward(x, weight, result.index)
-        bare = replace(convolution, x=x.new_empty(0), weight=weight.new_empty(0))  # saved ones can be freed
-        ctx.how = bare, algorithm, composed
+        ctx.save_for_backward(x, weight, convolution.basis, result.index)
+        none = x.new_empty(0)  # in place of what is saved, which can be freed
+        ctx.how = replace(convolution, x=none, weight=none, basis=none), algorithm, composed
         return values
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, index = ctx.saved_tensors
+        x, weight, basis, index = ctx.saved_tensors
         bare, algorithm, composed = ctx.how
-        convolution, wanted = replace(bare, x=x, weight=weight), ctx.needs_input_grad[:2]
+        convolution = replace(bare, x=x, weight=weight, basis=basis)
+        wanted = ctx.needs_input_grad[:2]
+
+        def compute(x: Tensor, weight: Tensor) -> Tensor:
+            return to_memory(composed(replace(convolution, x=x, weight=weight)))
+
         with torch.autocast("cpu", enabled=False):  # where the caller's reaches around backward
-            if torch.is_grad_enabled():  # the gradient's own gradient is wanted
-                return *_derived(convolution, composed, grad, wanted), None, None, None
+            if torch.is_grad_enabled() or is_batched(grad):  # the gradient's own gradient is wanted, or many
+                return *derived((x, weight), compute, grad, wanted), None, None, None
             of_x, of_weight = algorithm(convolution, keeps=False).backward(
                 Result(convolution, grad, index), wanted
             )
         of_x = None if of_x is None else from_memory(of_x, x.ndim).to(x.dtype)
         of_weight = None if of_weight is None else of_weight.to(weight.dtype)
         return of_x, of_weight, None, None, None
-
-
-def _derived(
-    convolution: Convolution,
-    composed: Callable[[Convolution], Tensor],
-    grad: Tensor,
-    wanted: tuple[bool, bool],
-) -> Gradients:
-    operands = (convolution.x, convolution.weight)
-    inputs = [operand for operand, needed in zip(operands, wanted, strict=True) if needed]
-    y = to_memory(composed(convolution))
-    grads = iter(torch.autograd.grad(y, inputs, grad.to(y.dtype), create_graph=True))
-    of_x, of_weight = (next(grads) if needed else None for needed in wanted)
-    return of_x, of_weight

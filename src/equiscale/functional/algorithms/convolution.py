@@ -21,9 +21,27 @@ _T = TypeVar("_T")
 _ROOM: Final = 1 << 27
 
 
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """What was built, and of what.
+
+    Args:
+        source: The basis, or a copy of the weights.
+        version: Of the basis.
+        below: Of weights, what was built of the basis that they were built with.
+        values: What was built, by key.
+    """
+
+    source: Tensor
+    version: int
+    below: "_Kept | None" = None
+    values: dict[Any, Any] = field(default_factory=dict)
+
+
 class FilterCache:
     """What a layer keeps between forward passes: filters while its weights stay, and how it was computed.
 
+    Weights are compared by value, the basis by its count of edits: one through ``.data`` needs a `clear`.
     Nothing of it is copied, pickled or part of a state dict, and its memory is bounded.
 
     Example:
@@ -38,40 +56,50 @@ class FilterCache:
     def __init__(self) -> None:
         self.algorithm: str | None = None
         self.estimates: dict[Any, str] = {}
-        self._source: Tensor | None = None
-        self._kept: dict[Any, Any] = {}
-        self._basis: tuple[Tensor, int] | None = None
-        self._kept_of_basis: dict[Any, Tensor] = {}
+        # Each replaced as a whole and read once: another thread may be here with other weights.
+        self._of_weight: _Kept | None = None
+        self._of_basis: _Kept | None = None
 
     def get(self, key: Any, weight: Tensor, basis: Tensor, build: Callable[[], _T]) -> _T:
         """What was built for these weights and this basis, or what is built now."""
-        self._look_at(basis)
         if not _may_keep(weight):
-            self.clear()
+            self._of_weight = None
             return build()
+        of_basis, kept = self._look_at(basis), self._of_weight
         # Compared by value: weights are also changed behind autograd's back, through .data.
-        if self._source is None or not torch.equal(self._source, weight):
-            self._source, self._kept = weight.detach().clone(), {}
-        return _take(self._kept, key, build)
+        if kept is None or kept.below is not of_basis or not torch.equal(kept.source, weight):
+            kept = self._of_weight = _Kept(weight.detach().clone(), 0, below=of_basis)
+        return _take(kept.values, key, build)
 
     def get_of_basis(self, key: Any, basis: Tensor, build: Callable[[], Tensor]) -> Tensor:
         """What was built for this basis, or what is built now."""
         if type(basis) is not Tensor or basis.requires_grad or torch.compiler.is_compiling():
             return build()
-        self._look_at(basis)
+        kept = self._look_at(basis)
         with torch.inference_mode(False), torch.no_grad():
-            return _take(self._kept_of_basis, key, build)
+            return _take(kept.values, key, build)
 
-    def _look_at(self, basis: Tensor) -> None:
-        """Forget everything if this is another basis, or it was edited."""
-        if self._basis is not None and self._basis[0] is basis and self._basis[1] == _version(basis):
-            return
-        self._basis, self._kept_of_basis = (basis, _version(basis)), {}
-        self.clear()
+    def _look_at(self, basis: Tensor) -> "_Kept":
+        """What was built for the basis as it is: nothing if it is another one, or was edited."""
+        kept = self._of_basis
+        if kept is not None and kept.source is basis and kept.version == _version(basis):
+            return kept
+        kept = self._of_basis = _Kept(basis, _version(basis))
+        return kept
 
     def clear(self) -> None:
-        """Forget the filters."""
-        self._source, self._kept = None, {}
+        """Forget what was built."""
+        self._of_weight = self._of_basis = None
+
+    @property
+    def kept(self) -> dict[Any, Any]:
+        """What was built of the weights."""
+        return {} if self._of_weight is None else self._of_weight.values
+
+    @property
+    def kept_of_basis(self) -> dict[Any, Any]:
+        """What was built of the basis."""
+        return {} if self._of_basis is None else self._of_basis.values
 
     def __reduce__(self) -> tuple[type["FilterCache"], tuple[()]]:
         return FilterCache, ()  # of copies and pickles alike
@@ -214,8 +242,15 @@ class Convolution:
         """Build something from the weights alone, or take what the layer has kept of it."""
         if self.cache is None or self.basis.requires_grad or torch.compiler.is_compiling():
             return build()
-        place = key, self.weight.dtype, torch.is_inference_mode_enabled()
+        kind = self.weight.device.type
+        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        place = key, self.weight.dtype, autocast, torch.is_inference_mode_enabled()
         return self.cache.get(place, self.weight, self.basis, build)
+
+    def keeps(self, size: int) -> bool:
+        """Whether so many bytes that are built from the weights are kept."""
+        possible = self.cache is not None and not self.basis.requires_grad and _may_keep(self.weight)
+        return possible and size <= _ROOM
 
     def kept_of_basis(self, key: Any, build: Callable[[], Tensor]) -> Tensor:
         """Build something from the basis alone, or take what the layer has kept of it."""

@@ -55,6 +55,7 @@ class BlockedFourier(Blocked):
                 for band in group.bands:
                     add_synthesis(group.transform(scale, band), group.pixels, band, pixels)
                 result.put(scale, pixels)
+                group.forget(scale)
 
     def backward(self, grad: Result, wanted: tuple[bool, bool]) -> Gradients:
         """The same of the gradients."""
@@ -72,6 +73,7 @@ class BlockedFourier(Blocked):
                         group.add_images(scale, band, given, of_x)
                     del given  # not held while the next one is made
                 del pixels
+                group.forget(scale)
         return of_x, self._of_weight(of_slots) if wanted[1] else None
 
     def _groups(self) -> Iterator["_Group"]:
@@ -95,10 +97,14 @@ class _Group:
     """Scales that are computed together."""
 
     def __init__(self, blocked: BlockedFourier, scales: range, window: int, pixels: Pixels) -> None:
-        self.convolution, self.images, self.keeps = blocked.convolution, blocked.images, blocked.keeps
+        self.convolution, self.images = blocked.convolution, blocked.images
         self.scales, self.window, self.pixels, self.periods = scales, window, pixels, pixels.periods
         self._groups = blocked.convolution.geometry.groups
         self.bands = list(_bands(self.convolution, self.periods))
+        weight = blocked.convolution.weight
+        size = 2 * self.periods.frequencies * weight[..., 0].numel() * self.images.element_size()
+        self.keeps = blocked.keeps and blocked.convolution.keeps(size * blocked.convolution.num_scales)
+        self._functions: tuple[int, Tensor] | None = None
         self._spectra: dict[tuple[int, int], Parts] = {}
 
     def transform(self, scale: int, band: slice) -> Parts:
@@ -145,8 +151,11 @@ class _Group:
 
     def _basis(self, scale: int, band: slice) -> Tensor:
         """The functions' transforms, (2, n, F)."""
-        whole = basis_spectrum(self.convolution, scale, self.window, self.periods)
-        return whole[:, band.start * self.periods.height : band.stop * self.periods.height]
+        if self._functions is None or self._functions[0] != scale:
+            whole = basis_spectrum(self.convolution, scale, self.window, self.periods)
+            self._functions = scale, whole
+        height = self.periods.height
+        return self._functions[1][:, band.start * height : band.stop * height]
 
     def _filters(self, scale: int, number: int, band: slice) -> Parts:
         if self.keeps:
@@ -155,6 +164,12 @@ class _Group:
             of_band = slice(band.start * column, band.stop * column)
             return real[of_band], imaginary[of_band]
         return filters_of(slot_matrix(self.convolution, number), self._basis(scale, band), self.convolution)
+
+    def forget(self, scale: int) -> None:
+        """Let go of the transforms of an image that no later scale sees."""
+        for place, start in tuple(self._spectra):
+            if place == scale and not self.convolution.lifts:
+                del self._spectra[place, start]
 
 
 def _bands(convolution: Convolution, periods: Periods) -> Iterator[slice]:

@@ -7,7 +7,7 @@ the other. Everything lies in memory as ``(W, H, B, C)``, so that all of it is p
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, Final, TypeAlias
 
 import torch
@@ -16,7 +16,7 @@ from torch.nn.functional import conv2d
 
 from equiscale._typing import Image
 from equiscale.functional.algorithms.convolution import Convolution, framed, result_dtype, working_dtype
-from equiscale.functional.blockwise import applied, is_eager
+from equiscale.functional.blockwise import applied, derived, is_batched, is_eager
 from equiscale.functional.filters import synthesize_filters
 
 # Results of a strip: with a banded matrix each costs as many products as the strip sees pixels.
@@ -334,10 +334,8 @@ class _Projection(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         grad = grad.to(x.dtype)
         wanted = ctx.needs_input_grad[:2]
-        if torch.is_grad_enabled():  # the gradient's own gradient is wanted
-            inputs = [operand for operand, needed in zip((x, weight), wanted, strict=True) if needed]
-            grads = iter(torch.autograd.grad(_composed(x, weight, ctx.plan), inputs, grad, create_graph=True))
-            of_x, of_weight = (next(grads) if needed else None for needed in wanted)
+        if torch.is_grad_enabled() or is_batched(grad):  # the gradient's own gradient is wanted, or many
+            of_x, of_weight = derived((x, weight), partial(_composed, plan=ctx.plan), grad, wanted)
             return of_x, of_weight, None
         of_x = torch.zeros_like(x) if wanted[0] else None
         of_weight = torch.zeros_like(weight) if wanted[1] else None
