@@ -12,6 +12,8 @@ import yaml
 from typer.testing import CliRunner
 
 from equiscale.cli import app
+from equiscale.experiments.benchmark.record import write_benchmark
+from tests.benchmark_records import benchmark_record
 
 
 def invoke(*arguments: object) -> tuple[int, str]:
@@ -215,6 +217,21 @@ def test_bench_refuses_unknown_networks_and_records_before_it_measures(tmp_path:
         assert text.startswith("equiscale: expected")
         assert message in text
     assert list(tmp_path.iterdir()) == []
+
+
+def test_bench_does_not_overwrite_what_it_compares_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("equiscale.cli._measure", lambda *_, **__: pytest.fail("it was measured"))
+    write_benchmark(tmp_path / "speed.json", benchmark_record())
+    before = (tmp_path / "speed.json").read_bytes()
+    (tmp_path / "same.json").symlink_to(tmp_path / "speed.json")
+    for output in (tmp_path / "speed.json", tmp_path / "same.json"):
+        code, text = invoke("bench", "--compare", tmp_path / "speed.json", "--output", output)
+        assert code == 2
+        assert text.startswith("equiscale: expected an output beside the older record")
+        assert "--output" in text
+    assert (tmp_path / "speed.json").read_bytes() == before
 
 
 def test_bench_measures_compares_and_writes_tables_and_plots(tmp_path: Path) -> None:

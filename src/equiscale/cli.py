@@ -395,6 +395,11 @@ def bench(
 
         older = None if compare is None else read_benchmark(compare)
         if read is None:
+            if compare is not None and compare.resolve() == output.resolve():
+                raise SettingError(
+                    f"expected an output beside the older record, got {compare} for both, which would be "
+                    "overwritten; give another file with --output"
+                )
             wanted = {
                 "models": models or None,
                 "batch_size": batch_size,
