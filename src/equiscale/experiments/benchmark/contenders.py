@@ -241,5 +241,6 @@ def check_equal(contenders: Sequence[Contender], images: Tensor, precision: Prec
         if not difference <= _TOLERANCES[precision]:
             raise BenchmarkError(
                 f"expected equal outputs of ours and {other.kind}, got a difference of {difference:.1e} of "
-                "the largest; nothing was measured, because they do not compute the same"
+                "the largest; they do not compute the same, and neither this network was measured nor any "
+                "after it"
             )

@@ -1,4 +1,4 @@
-"""A benchmark from its settings to its record: memory first, then the clock, one network after the other."""
+"""A benchmark from its settings to its record, network by network: equal outputs, memory, then the clock."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -88,9 +88,9 @@ def run_benchmark(
 ) -> BenchmarkRecord:
     """Measure every network of the settings; the record is written anew each time that one is done.
 
-    Of each kind first the peak memory of a training step and of an evaluation, in processes of their own;
-    then, in this process, the time of both, interleaved over all kinds and with the probes of the machine
-    between them. Outputs of the kinds with the same weights are compared before the clock starts.
+    Of each network first the outputs of the kinds with the same weights are compared; then of each kind the
+    peak memory of a training step and of an evaluation, in processes of their own; then, in this process,
+    the time of both, interleaved over all kinds and with the probes of the machine between them.
 
     Must be called under ``if __name__ == "__main__":``, as everything that starts processes.
 
@@ -104,7 +104,7 @@ def run_benchmark(
         The record.
 
     Raises:
-        BenchmarkError: If kinds that should compute the same do not.
+        BenchmarkError: If kinds that should compute the same do not. The networks before are in the record.
     """
     tell = tell or Listeners()
     if settings.keep_memory:
@@ -162,11 +162,11 @@ class _Session:
             notes: list[str] = []
             contenders = line_up(subject, notes)
             raw = _Raw(subject, [contender.kind for contender in contenders], notes=notes)
-            if self.settings.memory:
-                self._measure_memory(raw, place)
             for contender in contenders:
                 contender.network.to(self.device)
             check_equal(contenders, subject.batch(self.device)[0], self.settings.precision)
+            if self.settings.memory:
+                self._measure_memory(raw, place)
             for mode in MODES:
                 self._measure_mode(raw, contenders, mode, place)
         return raw
