@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from equiscale.cli import app
 from equiscale.experiments.benchmark.record import write_benchmark
-from tests.benchmark_records import benchmark_record
+from tests.benchmark_records import benchmark_record, model_result
 
 
 def invoke(*arguments: object) -> tuple[int, str]:
@@ -232,6 +232,36 @@ def test_bench_does_not_overwrite_what_it_compares_with(
         assert text.startswith("equiscale: expected an output beside the older record")
         assert "--output" in text
     assert (tmp_path / "speed.json").read_bytes() == before
+
+
+@pytest.fixture
+def without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for module in ("drawing", "benchmark_plots"):
+        monkeypatch.delitem(sys.modules, f"equiscale.report.{module}", raising=False)
+
+
+def test_bench_compares_without_the_packages_for_plots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_matplotlib: None
+) -> None:
+    monkeypatch.setattr(
+        "equiscale.experiments.benchmark.progress.bench_with_progress",
+        lambda *_, **__: benchmark_record(model_result(), settings={"device": "cpu"}),
+    )
+    older, output = tmp_path / "older.json", tmp_path / "speed.json"
+    write_benchmark(older, benchmark_record(model_result(), settings={"device": "cpu"}))
+    code, text = invoke("bench", "--compare", older, "--output", output)
+    assert "no plots were drawn: expected the package 'matplotlib', got none; install it with" in text
+    assert (code, text.splitlines()[-1]) == (0, "0 of 16 worse, 0 better, beyond 5 % and the noise")
+
+
+def test_bench_asked_for_plots_that_cannot_be_drawn_ends_before_it_measures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_matplotlib: None
+) -> None:
+    monkeypatch.setattr("equiscale.cli._measure", lambda *_, **__: pytest.fail("it was measured"))
+    code, text = invoke("bench", "mnist_cnn_28", "--into", tmp_path / "page.md")
+    assert code == 2
+    assert text.startswith("equiscale: expected the package 'matplotlib'")
 
 
 def test_bench_measures_compares_and_writes_tables_and_plots(tmp_path: Path) -> None:

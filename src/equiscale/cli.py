@@ -4,14 +4,14 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from equiscale.errors import EquiscaleError, SettingError
+from equiscale.errors import EquiscaleError, MissingExtraError, SettingError
 
 if TYPE_CHECKING:
     from equiscale.experiments.benchmark.record import BenchmarkRecord
@@ -393,6 +393,9 @@ def bench(
         from equiscale.experiments.benchmark.record import read_benchmark
         from equiscale.report.benchmark import insert_tables, regression_summary, terminal, terminal_changes
 
+        if into is not None:  # what is missing for it is said before minutes of measuring
+            from equiscale.report.benchmark_plots import write_plots
+
         older = None if compare is None else read_benchmark(compare)
         if read is None:
             if compare is not None and compare.resolve() == output.resolve():
@@ -415,8 +418,6 @@ def bench(
             record = read_benchmark(read)
         changes = [] if older is None else compare_records(older, record)
         if into is not None:
-            from equiscale.report.benchmark_plots import write_plots
-
             insert_tables(into, (read or output).stem, record)
             write_plots(record, read or output)
             typer.echo(f"Wrote the tables into {into}")
@@ -507,11 +508,19 @@ def _measure(
         check_comparable(older.settings, settings)
     public = None if peer is None else PublicCode(peer)
     record = bench_with_progress(settings, output, peer=public)
-    from equiscale.report.benchmark_plots import write_plots
-
-    for path in (output, *write_plots(record, output)):
+    for path in (output, *_plots_beside(output, record)):
         typer.echo(f"Wrote {path}", err=True)
     return record
+
+
+def _plots_beside(output: Path, record: "BenchmarkRecord") -> Sequence[Path]:
+    """The plots that were drawn; none, and a line why, without the packages for them."""
+    try:
+        from equiscale.report.benchmark_plots import write_plots
+    except MissingExtraError as error:
+        typer.echo(f"no plots were drawn: {error}", err=True)
+        return ()
+    return write_plots(record, output)
 
 
 def main() -> None:
