@@ -264,6 +264,14 @@ def test_bench_asked_for_plots_that_cannot_be_drawn_ends_before_it_measures(
     assert text.startswith("equiscale: expected the package 'matplotlib'")
 
 
+def test_bench_shows_why_something_cannot_be_compared(tmp_path: Path) -> None:
+    for name, notes in (("older", ()), ("speed", ("its process died",))):
+        write_benchmark(tmp_path / f"{name}.json", benchmark_record(model_result(notes=notes)))
+    code, text = invoke("bench", "--read", tmp_path / "speed.json", "--compare", tmp_path / "older.json")
+    assert code == 0
+    assert "mnist_ses_scalar_28: its process died" in text
+
+
 def test_bench_measures_compares_and_writes_tables_and_plots(tmp_path: Path) -> None:
     output, older, document = tmp_path / "speed.json", tmp_path / "older.json", tmp_path / "page.md"
     options = ("--batch-size", 2, "--rounds", 1, "--threads", 1, "--device", "cpu", "--no-memory")

@@ -391,7 +391,13 @@ def bench(
     with _errors_as_messages("interrupted; the networks that were done are in the record"):
         from equiscale.experiments.benchmark.compare import compare as compare_records
         from equiscale.experiments.benchmark.record import read_benchmark
-        from equiscale.report.benchmark import insert_tables, regression_summary, terminal, terminal_changes
+        from equiscale.report.benchmark import (
+            change_notes,
+            insert_tables,
+            regression_summary,
+            terminal,
+            terminal_changes,
+        )
 
         if into is not None:  # what is missing for it is said before minutes of measuring
             from equiscale.report.benchmark_plots import write_plots
@@ -422,7 +428,8 @@ def bench(
             write_plots(record, read or output)
             typer.echo(f"Wrote the tables into {into}")
         else:
-            console.print(terminal_changes(changes) if changes else terminal(record))
+            notes = [] if older is None else change_notes(older, record)
+            console.print(terminal_changes(changes, notes) if changes else terminal(record))
     if changes:
         typer.echo(regression_summary(changes))
         if any(change.is_regression for change in changes):

@@ -1,6 +1,7 @@
 """The benchmark: who is measured, by which clock, and what counts as a regression."""
 
 from collections.abc import Callable, Iterator
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from equiscale.basis import HermiteBasis
 from equiscale.citations import SESN
 from equiscale.errors import BenchmarkError, ModelError, RecordError, SettingError
 from equiscale.experiments.benchmark import measure, memory, session
-from equiscale.experiments.benchmark.compare import compare
+from equiscale.experiments.benchmark.compare import compare, missing_kinds
 from equiscale.experiments.benchmark.contenders import (
     DEFAULT_MODELS,
     Subject,
@@ -644,6 +645,26 @@ def test_memory_counts_from_eight_mebibytes(size: int, verdict: str) -> None:
         if (change.mode, change.quantity) == ("train", "memory")
     )
     assert (change.verdict, change.drift) == (verdict, 1.0)
+
+
+@pytest.mark.parametrize("kind", ["ours", "peer"])
+@pytest.mark.parametrize("wanted", [True, False])
+def test_memory_that_can_no_longer_be_measured_became_worse(kind: str, wanted: bool) -> None:
+    then = kind_result(kind)
+    now = then.model_copy(update={"train": measured(then.train.seconds.median, None, 10**9)})
+    before, after = (model_result(kinds=(each,)) for each in (then, now))
+    changes = compare(benchmark_record(before), benchmark_record(after, settings={"memory": wanted}))
+    lost = [change for change in changes if (change.mode, change.quantity) == ("train", "memory")]
+    assert [(change.verdict, change.new.median) for change in lost] == [("worse", inf)] * wanted
+    assert any(change.is_regression for change in changes) == (wanted and kind == "ours")
+    assert compare(benchmark_record(after), benchmark_record(after)), "nor was it then"
+
+
+def test_kinds_that_are_gone_are_named() -> None:
+    old = benchmark_record(model_result(), model_result("wrn_10_1"))
+    new = benchmark_record(model_result(kinds=(kind_result("ours"), kind_result("cnn"))))
+    assert missing_kinds(old, new) == [("mnist_ses_scalar_28", "dense"), ("mnist_ses_scalar_28", "peer")]
+    assert missing_kinds(new, old) == []
 
 
 def test_all_that_both_records_have_is_compared() -> None:

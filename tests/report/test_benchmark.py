@@ -110,6 +110,20 @@ def test_changes_show_then_and_now_and_what_became_worse() -> None:
     assert benchmark.regression_summary(changes) == "2 of 8 worse, 0 better, beyond 5 % and the noise"
 
 
+def test_lost_memory_and_kinds_are_told_below_the_changes() -> None:
+    then = kind_result("ours")
+    lost = then.model_copy(update={"train": then.train.model_copy(update={"peak_bytes": None})})
+    old = benchmark_record(model_result())
+    new = benchmark_record(model_result(kinds=(lost,), notes=("its process died",)))
+    table = benchmark.terminal_changes(compare(old, new), benchmark.change_notes(old, new))
+    lines = [line.strip() for line in printed(table).splitlines()]
+    assert [line.split() for line in lines if line.endswith("worse")] == [
+        ["ours,", "step,", "MB", "100", "–", "–", "worse"]
+    ]
+    assert "· mnist_ses_scalar_28: dense is in the older record only" in lines
+    assert lines[-1] == "· mnist_ses_scalar_28: its process died"
+
+
 def test_tables_go_where_their_markers_are(tmp_path: Path) -> None:
     document, record = tmp_path / "page.md", benchmark_record()
     document.write_text("a\n<!-- table:speed -->\n<!-- /table:speed -->\nb\n")

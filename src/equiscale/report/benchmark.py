@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from math import isfinite
 from pathlib import Path
 from typing import Final
 
@@ -11,7 +12,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from equiscale.errors import SettingError
-from equiscale.experiments.benchmark.compare import Change, Range
+from equiscale.experiments.benchmark.compare import Change, Range, missing_kinds
 from equiscale.experiments.benchmark.record import (
     MODES,
     BenchmarkRecord,
@@ -52,8 +53,8 @@ def terminal(record: BenchmarkRecord) -> RenderableType:
     return Group(table, Text(), *(Text(f"· {note}", style="dim") for note in notes))
 
 
-def terminal_changes(changes: Sequence[Change]) -> RenderableType:
-    """Every quantity then and now, for a console of 80 columns."""
+def terminal_changes(changes: Sequence[Change], notes: Sequence[str] = ()) -> RenderableType:
+    """Every quantity then and now, for a console of 80 columns, and what is to be known about them."""
     table = _grid("", "then", "quartiles", "now", "quartiles", "ratio", "")
     for index, (model, of_model) in enumerate(groupby(changes, key=lambda change: change.model)):
         if index:
@@ -61,7 +62,16 @@ def terminal_changes(changes: Sequence[Change]) -> RenderableType:
         table.add_row(Text(model, style="bold"))
         for change in of_model:
             table.add_row(f"  {_what(change)}", *_change_cells(change))
-    return Group(table, Text(), Text(_change_note(changes), style="dim"))
+    every = (_change_note(changes), *(f"· {note}" for note in notes))
+    return Group(table, Text(), *(Text(note, style="dim") for note in every))
+
+
+def change_notes(old: BenchmarkRecord, new: BenchmarkRecord) -> list[str]:
+    """What cannot be compared, and what the new record says about its networks."""
+    missing = (
+        f"{model}: {KIND_NAMES[kind]} is in the older record only" for model, kind in missing_kinds(old, new)
+    )
+    return [*missing, *_model_notes(new)]
 
 
 def regression_summary(changes: Sequence[Change]) -> str:
@@ -246,12 +256,14 @@ def _change_cells(change: Change) -> list[str | Text]:
     style = _VERDICTS[change.verdict] if change.kind != "peer" else "dim"
     word = {"worse": "worse", "better": "better", "same": ""}[change.verdict]
     cells = [cell for then_or_now in (change.old, change.new) for cell in _range_cells(change, then_or_now)]
-    return [*cells, Text(f"{change.ratio / change.drift:.2f}×", style=style), Text(word, style=style)]
+    ratio = change.ratio / change.drift
+    shown = f"{ratio:.2f}×" if isfinite(ratio) else NOTHING
+    return [*cells, Text(shown, style=style), Text(word, style=style)]
 
 
 def _range_cells(change: Change, found: Range) -> list[str]:
     if change.quantity == "memory":
-        return [megabytes(round(found.median)), ""]
+        return [megabytes(round(found.median) if isfinite(found.median) else None), ""]
     return [milliseconds(found.median), f"{milliseconds(found.low)}–{milliseconds(found.high)}"]
 
 

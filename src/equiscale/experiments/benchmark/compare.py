@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 from typing import Final, Literal, NamedTuple
 
 from equiscale.errors import SettingError
@@ -11,7 +11,6 @@ from equiscale.experiments.benchmark.record import (
     BenchmarkRecord,
     BenchmarkSettings,
     Kind,
-    KindResult,
     Mode,
     ModelResult,
     Probes,
@@ -26,7 +25,10 @@ Quantity = Literal["time", "memory"]
 
 
 class Range(NamedTuple):
-    """A median between its quartiles; of memory all three are the one measurement."""
+    """A median between its quartiles; of memory all three are the one measurement.
+
+    Memory is infinite where it could not be measured.
+    """
 
     low: float
     median: float
@@ -101,6 +103,9 @@ def check_comparable(old: BenchmarkSettings, new: BenchmarkSettings) -> None:
 def compare(old: BenchmarkRecord, new: BenchmarkRecord) -> list[Change]:
     """Every quantity that both records have of a network with the same number of images a step.
 
+    Memory that only the older one has is a change too, if the new one was to measure it: the process that
+    should have done so failed, perhaps for want of memory.
+
     Raises:
         SettingError: If the records cannot be compared, or nothing was measured alike.
     """
@@ -110,7 +115,7 @@ def compare(old: BenchmarkRecord, new: BenchmarkRecord) -> list[Change]:
         change
         for result in new.models
         if (result.model, result.batch_size) in before
-        for change in _changes(before[result.model, result.batch_size], result)
+        for change in _changes(before[result.model, result.batch_size], result, memory=new.settings.memory)
     ]
     if not changes:
         raise SettingError(
@@ -120,7 +125,19 @@ def compare(old: BenchmarkRecord, new: BenchmarkRecord) -> list[Change]:
     return changes
 
 
-def _changes(old: ModelResult, new: ModelResult) -> Iterator[Change]:
+def missing_kinds(old: BenchmarkRecord, new: BenchmarkRecord) -> list[tuple[str, Kind]]:
+    """Which kinds of which networks the older record has, and the new one of the same network has not."""
+    now = {result.model: result for result in new.models}
+    return [
+        (result.model, kind.kind)
+        for result in old.models
+        if result.model in now
+        for kind in result.kinds
+        if now[result.model].kind(kind.kind) is None
+    ]
+
+
+def _changes(old: ModelResult, new: ModelResult, *, memory: bool) -> Iterator[Change]:
     for now in new.kinds:
         then = old.kind(now.kind)
         if then is None:
@@ -129,14 +146,16 @@ def _changes(old: ModelResult, new: ModelResult) -> Iterator[Change]:
             drift = _drift(old.probes[mode], new.probes[mode])
             times = (_range(then.mode(mode).seconds), _range(now.mode(mode).seconds))
             yield Change(new.model, now.kind, mode, "time", *times, drift)
-            yield from _memory_change(new.model, mode, then, now)
+            then_and_now = then.mode(mode).peak_bytes, now.mode(mode).peak_bytes
+            if memory or then_and_now[1] is not None:
+                yield from _memory_change(new.model, now.kind, mode, *then_and_now)
 
 
-def _memory_change(model: str, mode: Mode, old: KindResult, new: KindResult) -> Iterator[Change]:
-    then, now = old.mode(mode).peak_bytes, new.mode(mode).peak_bytes
-    if then and now is not None:
-        ranges = (Range(then, then, then), Range(now, now, now))
-        yield Change(model, new.kind, mode, "memory", *ranges, 1.0)
+def _memory_change(model: str, kind: Kind, mode: Mode, then: int | None, now: int | None) -> Iterator[Change]:
+    """What was wanted and is missing now is taken for more memory than there is."""
+    size = inf if now is None else now
+    if then:
+        yield Change(model, kind, mode, "memory", Range(then, then, then), Range(size, size, size), 1.0)
 
 
 def _range(timing: Timing) -> Range:
