@@ -387,17 +387,37 @@ def test_probes_give_the_machines_peak() -> None:
     assert counted["traffic"][0].bytes == 2 * 1000
 
 
+def state() -> tuple[object, ...]:
+    cudnn = torch.backends.cudnn
+    products = torch.get_float32_matmul_precision()
+    return torch.get_num_threads(), products, cudnn.benchmark, cudnn.allow_tf32
+
+
 def test_the_state_of_the_machine_is_restored() -> None:
-    generator = torch.random.get_rng_state()
-    before = torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+    generator, before = torch.random.get_rng_state(), state()
     with machine_state(3, CPU, "tf32"):
-        assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == (3, "high")
+        assert state() == (3, "high", True, True)
         first = torch.rand(1)
+    assert state() == before
     with machine_state(3, CPU, "float32"):
         assert torch.equal(torch.rand(1), first)
     assert torch.equal(torch.random.get_rng_state(), generator)
-    after = torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
-    assert after == before
+    assert state() == before
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("user", [("high", True), ("highest", False)])
+def test_tf32_is_for_those_who_ask_for_it(precision: str, user: tuple[str, bool]) -> None:
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision(user[0])
+        torch.backends.cudnn.allow_tf32 = user[1]
+        with machine_state(2, CPU, precision):
+            assert state() == (2, "highest", True, False)
+        assert state()[1::2] == user
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -150,18 +150,22 @@ def probes_of(seconds: Mapping[str, list[float]]) -> Probes:
 def machine_state(threads: int, device: torch.device, precision: Precision) -> Iterator[None]:
     """Threads, random numbers and CUDA's choices as the benchmark wants them; everything is restored.
 
-    On CUDA the fastest of cuDNN's algorithms is searched for, as in the public training scripts.
+    On CUDA the fastest of cuDNN's algorithms is searched for, as in the public training scripts. TF32 is
+    allowed for "tf32" only, and then for products and convolutions alike: torch's own default allows it for
+    convolutions, which would be compared with products in float32.
     """
-    before = torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+    cudnn = torch.backends.cudnn
+    threads_before = torch.get_num_threads()
+    products_before = torch.get_float32_matmul_precision()
+    cudnn_before = cudnn.benchmark, cudnn.allow_tf32
     torch.set_num_threads(threads)
-    if precision == "tf32":
-        torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    cudnn.benchmark, cudnn.allow_tf32 = True, precision == "tf32"
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(0)
             yield
     finally:
-        torch.set_num_threads(before[0])
-        torch.set_float32_matmul_precision(before[1])
-        torch.backends.cudnn.benchmark = before[2]
+        torch.set_num_threads(threads_before)
+        torch.set_float32_matmul_precision(products_before)
+        cudnn.benchmark, cudnn.allow_tf32 = cudnn_before
