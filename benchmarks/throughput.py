@@ -17,7 +17,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import resource
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -35,6 +34,7 @@ from equiscale._files import atomic_path
 from equiscale._machine import available_cores, keep_memory
 from equiscale.data import TensorBatches, normalize, random_rescale
 from equiscale.experiments import provenance
+from equiscale.experiments.benchmark.memory import reset_peak, resident_peak
 from equiscale.report.tables import insert_into
 
 MODELS = ("mnist_cnn_28", "mnist_cnn_56", "mnist_ses_scalar_28", "mnist_ses_scalar_56")
@@ -154,22 +154,18 @@ def in_process(task: Callable[..., Any], *arguments: object) -> Any:
 
 
 def step_with_allocator(name: str, allocator: str, rounds: int, batch_size: int) -> tuple[float, float]:
-    """The processor's time of a step on one thread, which neighbours do not disturb, and the memory."""
+    """The processor's time of a step on one thread, undisturbed by neighbours, and the MB that it takes."""
     torch.set_num_threads(1)
     if allocator != "given back":
         keep_memory()
     step = train_step(name, batch_size, torch.device("cpu"))
-    before, times = peak(), []
+    reset_peak()
+    before, times = resident_peak(), []
     for _ in range(rounds + 2):
         started = time.process_time()
         step()
         times.append(time.process_time() - started)
-    return statistics.median(times[2:]), peak() - before
-
-
-def peak() -> float:
-    """The largest memory of this process so far, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return statistics.median(times[2:]), (resident_peak() - before) / 2**20
 
 
 @contextmanager

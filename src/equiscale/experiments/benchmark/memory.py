@@ -118,15 +118,19 @@ def _growth(step: Callable[[], object], device: torch.device) -> int:
         before = torch.cuda.memory_allocated(device)
     else:
         _give_back_freed_memory()
-        _reset_peak()
-        before = _resident_peak()
+        reset_peak()
+        before = resident_peak()
     for _ in range(_STEPS):
         step()
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident_peak()
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_peak()
     return max(0, peak - before)
 
 
-def _resident_peak() -> int:
+def resident_peak() -> int:
+    """The largest resident memory of this process in bytes, since its start or since `reset_peak`.
+
+    Without ``/proc`` since its start only.
+    """
     if _STATUS.exists():
         for line in _STATUS.read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -138,7 +142,8 @@ def _resident_peak() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _reset_peak() -> None:
+def reset_peak() -> None:
+    """Forget the peak so far, where the system can, so that it hides no later one."""
     try:
         _CLEAR.write_text(_FORGET_THE_PEAK)
     except OSError:
