@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from equiscale.cli import app
 from equiscale.experiments.benchmark.record import write_benchmark
+from equiscale.experiments.estimate import Estimate
 from tests.benchmark_records import benchmark_record, model_result
 
 
@@ -85,6 +86,16 @@ def test_the_automatic_device_is_timed_where_the_runs_would_go(monkeypatch: pyte
     code, output = invoke("reproduce", "digits-scale", "--dry-run")
     assert (code, timed) == (0, ["cuda"])
     assert "at a time" not in output, "one run after the other, however many cores there are"
+
+
+def test_a_dry_run_divides_by_the_cores_and_not_by_the_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("equiscale.experiments.estimate.available_cores", lambda: 2)
+    monkeypatch.setattr(
+        "equiscale.experiments.estimate.estimate_runs", lambda runs, **_: [Estimate(runs[0], 100, 3600.0)]
+    )
+    options = ("--device", "cpu", "--jobs-per-device", 8)
+    _, output = invoke("reproduce", "digits-scale", "--dry-run", *options)
+    assert "; 2.1 days with 2 at a time" in " ".join(output.split())
 
 
 def test_the_table_of_one_schedule_leaves_the_others_out(results: Path) -> None:

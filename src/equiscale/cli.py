@@ -488,7 +488,7 @@ def _place(runs: "list[RunSettings]", device: str, jobs: int, jobs_per_device: i
 def _show_estimates(runs: "list[RunSettings]", *, root: Path | None, device: str, jobs: int) -> None:
     """What each network costs."""
     from equiscale._machine import keep_memory
-    from equiscale.experiments.estimate import estimate_runs
+    from equiscale.experiments.estimate import estimate_runs, runs_abreast
     from equiscale.experiments.progress import print_estimates
 
     keep_memory()  # as the runs
@@ -498,7 +498,7 @@ def _show_estimates(runs: "list[RunSettings]", *, root: Path | None, device: str
         data_root=root,
         on_model=lambda name: typer.echo(f"timing {name}", err=True),
     )
-    print_estimates(estimates, jobs=jobs)
+    print_estimates(estimates, jobs=runs_abreast(jobs, device))
 
 
 def _measure(

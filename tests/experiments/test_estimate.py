@@ -8,7 +8,7 @@ import torch
 from equiscale.data import dataset_info
 from equiscale.errors import ModelError
 from equiscale.experiments import estimate
-from equiscale.experiments.estimate import Speed, estimate_runs
+from equiscale.experiments.estimate import Speed, estimate_runs, runs_abreast
 from equiscale.experiments.plan import Selection, plan_runs
 from equiscale.experiments.progress import _duration, print_estimates
 from equiscale.experiments.spec import load_suite
@@ -50,6 +50,18 @@ def test_the_total_is_shared_among_the_runs_at_a_time(capsys: pytest.CaptureFixt
     assert "About 3.0 min, one run after the other; 1.5 min with 2 at a time." in said(capsys)
     print_estimates(estimates, jobs=1)
     assert "About 3.0 min, one run after the other. From" in said(capsys)
+
+
+@pytest.mark.parametrize(
+    ("jobs", "device", "abreast"),
+    [(1, "cpu", 1), (2, "cpu", 2), (8, "cpu", 3), (4, "cuda:1", 1), (4, "cuda", 2), (1, "cuda", 1)],
+)
+def test_runs_that_share_cores_or_a_gpu_take_turns(
+    monkeypatch: pytest.MonkeyPatch, jobs: int, device: str, abreast: int
+) -> None:
+    monkeypatch.setattr(estimate, "available_cores", lambda: 3)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert runs_abreast(jobs, device) == abreast
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> str:

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from equiscale._machine import available_cores
 from equiscale.data import DatasetInfo, dataset_info
 from equiscale.experiments.execute import build_network, evaluation_splits
 from equiscale.experiments.records import RunSettings
+from equiscale.experiments.runner import devices_of
 from equiscale.functional.algorithms import unmeasured
 
 _REPEATS = 2
@@ -57,7 +59,9 @@ def estimate_runs(
 ) -> list[Estimate]:
     """Time a few training and evaluation steps of every network, on random images, and extrapolate.
 
-    Augmentation, loading and start-up are not counted.
+    Augmentation, loading and start-up are not counted. What the timing does not know: compiled networks, CUDA
+    graphs, the order of channels in memory, gradients summed over several batches, and the step of the
+    optimiser. On a CPU it is of one thread, also where a run gets more.
 
     Args:
         runs: The planned runs.
@@ -83,6 +87,12 @@ def estimate_runs(
         speed = _measure(group[0], info, torch.device(device))
         estimates.append(Estimate(group[0], len(group), _seconds(group[0], info, speed)))
     return estimates
+
+
+def runs_abreast(jobs: int, device: str) -> int:
+    """How many of so many runs at a time do not take turns: one a core, or one a GPU."""
+    places = len(devices_of(device)) if device.startswith("cuda") else available_cores()
+    return min(jobs, places)
 
 
 def _seconds(run: RunSettings, info: DatasetInfo, speed: Speed) -> float:
