@@ -200,18 +200,33 @@ def test_the_gradient_of_the_gradient(name: str, projection: str | None) -> None
         torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 
-@by_name
-def test_the_gradient_of_a_layer_that_is_applied_twice(name: str) -> None:
-    """Where x itself depends on the weights, the path through x is counted once, with a graph or without."""
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_gradient_where_x_depends_on_the_weights(name: str) -> None:
+    """As in a layer that is applied twice: the path through x is counted once, with a graph or without."""
     grads = []
     for create_graph in (False, True):
-        convolution, _ = tracked(operands(padding="same", projection="max"), name)
-        x = convolution.x.detach()
-        if name == "fourier":
-            x = x * convolution.weight.mean()
+        convolution, _ = tracked(operands(1, padding="same"), name)
+        x = convolution.x * convolution.weight.mean()
         y = computed(replace(convolution, x=x), name).square().mean()
         grads += torch.autograd.grad(y, convolution.weight, create_graph=create_graph)
     torch.testing.assert_close(grads[1], grads[0])
+
+
+@pytest.mark.parametrize("sides", [(3, 7, 7), (7, 7, 7)], ids=str)
+def test_patches_are_made_once_for_all_scales_that_share_a_window(
+    monkeypatch: pytest.MonkeyPatch, sides: tuple[int, ...]
+) -> None:
+    made = []
+    original = unfolded_blocked.BlockedUnfolded._unfolded
+
+    def spy(self: Any, x: Tensor, window: int, rows: slice) -> Tensor:
+        made.append(window)
+        return original(self, x, window, rows)
+
+    monkeypatch.setattr(unfolded_blocked.BlockedUnfolded, "_unfolded", spy)
+    with torch.no_grad():
+        computed(replace(operands(padding="same"), windows=sides), "unfolded")
+    assert made == sorted(set(sides))
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
