@@ -62,6 +62,7 @@ readme: $(VENV)/installed ## Write the README's tables from the committed record
 	@$(BIN)/equiscale table digits-scale --results results --into README.md
 	@$(BIN)/equiscale bench --read results/benchmarks/speed.json --into README.md
 	@$(BIN)/equiscale bench --read results/benchmarks/speed.json --into docs/benchmarks.md
+	@$(BIN)/equiscale bench --read results/benchmarks/wrn.json --into docs/benchmarks.md
 	@$(BIN)/python benchmarks/equivariance.py --read --into docs/bases.md
 	@$(BIN)/python benchmarks/startup.py --read --into docs/speed.md
 

@@ -110,11 +110,14 @@ def test_tables_are_those_of_the_committed_records(document: str, suite: str, ep
     assert printed.strip() == table.strip(), "run 'make readme'"
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/benchmarks.md"])
-def test_tables_of_speed_are_those_of_the_committed_record(document: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("document", "name"),
+    [("README.md", "speed"), ("docs/benchmarks.md", "speed"), ("docs/benchmarks.md", "wrn")],
+)
+def test_tables_of_speed_are_those_of_the_committed_records(document: str, name: str, tmp_path: Path) -> None:
     copy = tmp_path / "document.md"
     copy.write_text((ROOT / document).read_text())
-    insert_tables(copy, "speed", read_benchmark(ROOT / "results" / "benchmarks" / "speed.json"))
+    insert_tables(copy, name, read_benchmark(ROOT / "results" / "benchmarks" / f"{name}.json"))
     assert copy.read_text() == (ROOT / document).read_text(), "run 'make readme'"
 
 
