@@ -161,8 +161,9 @@ def chosen(convolution: Convolution) -> str:
     if not torch.compiler.is_compiling() and (observer := _observer.get()) is not None:
         observer(convolution)
     setting = _seen_by_compilers[0] if torch.compiler.is_compiling() else _setting.get()
-    forced = setting.forced if len(convolution.x) else "cropped"  # no other is made for no images
-    name = forced or plan(convolution, measured=setting.measured)
+    name = setting.forced or plan(convolution, measured=setting.measured)
+    if setting.forced and convolution.x.shape[0] == 0:
+        name = "cropped"  # not all are made for no images
     if convolution.cache is not None:
         convolution.cache.algorithm = name
     return name
