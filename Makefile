@@ -65,6 +65,7 @@ readme: $(VENV)/installed ## Write the README's tables from the committed record
 	@$(BIN)/equiscale bench --read results/benchmarks/wrn.json --into docs/benchmarks.md
 	@$(BIN)/python benchmarks/equivariance.py --read --into docs/bases.md
 	@$(BIN)/python benchmarks/startup.py --read --into docs/speed.md
+	@$(BIN)/python benchmarks/throughput.py --read --into docs/experiments.md
 
 clean: ## Remove .venv and caches (never results)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

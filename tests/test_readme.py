@@ -137,7 +137,12 @@ def texts(svg: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("document", "script"), [("docs/bases.md", "equivariance.py"), ("docs/speed.md", "startup.py")]
+    ("document", "script"),
+    [
+        ("docs/bases.md", "equivariance.py"),
+        ("docs/speed.md", "startup.py"),
+        ("docs/experiments.md", "throughput.py"),
+    ],
 )
 def test_tables_of_benchmarks_are_those_of_the_committed_records(
     document: str, script: str, tmp_path: Path
