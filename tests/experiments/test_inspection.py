@@ -90,6 +90,17 @@ def test_the_names_and_features_are_those_of_the_network(digits: Dataset) -> Non
     assert np.array_equal(drawn["filters/main.4"], network.main[4].weight[:8, :1].detach().half().numpy())
 
 
+@pytest.mark.parametrize("name", ["mnist_ses_scalar_28", "mnist_ses_vector_28"])
+def test_features_are_those_before_maxima_over_scales_and_pixels(name: str, digits: Dataset) -> None:
+    """Also where a convolution takes them in passing; the network is left as it was."""
+    network = create_model(name, channels=(2, 2, 2), hidden=8)
+    drawn = inspect_network(network, digits, torch.zeros(600, dtype=torch.long))
+    conv = network.main[0]
+    assert drawn["features/main.0"].shape == (3, len(conv.grid), 28, 28)
+    assert conv.geometry == create_model(name).main[0].geometry
+    assert conv.geometry.pooling == 2
+
+
 def test_arrays_of_large_images_are_small(photographs: Dataset, tmp_path) -> None:
     torch.manual_seed(0)
     network = create_model("wrn_10_2_ses_a")

@@ -138,12 +138,12 @@ class _Upto(nn.Module):
 
 @contextmanager
 def _all_scales(layer: nn.Module) -> Iterator[None]:
-    """Let a layer that projects its scales show them all."""
+    """Let a layer that takes maxima in passing show all scales and pixels."""
     geometry = getattr(layer, "geometry", None)
-    if not isinstance(geometry, ConvGeometry) or geometry.projection is None:
+    if not isinstance(geometry, ConvGeometry):
         yield
         return
-    layer.geometry = replace(geometry, projection=None)  # type: ignore[assignment]
+    layer.geometry = replace(geometry, projection=None, pooling=1)  # type: ignore[assignment]
     try:
         yield
     finally:
