@@ -275,9 +275,8 @@ def _runner(convolution: Convolution, name: str, device: torch.device) -> Callab
     wanted = [part for part in parts if part is not None and part.requires_grad]
 
     def run() -> float:
-        seconds, y = _timed(
-            lambda: compute(replace(operands), name), device
-        )  # a copy: nothing of the last time
+        fresh = replace(operands)  # holds nothing of the last time
+        seconds, y = _timed(lambda: compute(fresh, name), device)
         if wanted:
             grad = torch.ones_like(y)
             with torch.autocast(device.type, enabled=False):  # as in a training step

@@ -1,7 +1,8 @@
 """A whole convolution in blocks, with a gradient of its own.
 
-Between the operands and the result only one block is held at a time, and the backward pass keeps the
-operands and, of a maximum over scales, a byte an element: what else it needs is made again, block by block.
+Between the operands and the result only one block is held at a time, but for the transforms of an image that
+several scales see. The backward pass keeps the operands and, of a maximum, a byte an element: what else it
+needs is made again, block by block.
 All images lie in memory as ``(W, H, B, C)``.
 """
 

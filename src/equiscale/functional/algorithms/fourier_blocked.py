@@ -1,7 +1,7 @@
 """Products in the Fourier domain, one band of frequencies after the other."""
 
 from collections.abc import Iterator
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Final
 
 import torch
@@ -47,6 +47,12 @@ class BlockedFourier(Blocked):
             rows.tiles == columns.tiles == 1 for _, (rows, columns) in tilings(convolution)
         )
 
+    @cached_property
+    def matrices(self) -> list[Tensor]:
+        """The weights of every slot, as `slot_matrix` has them."""
+        slots = range(self.convolution.weight.shape[2])
+        return [slot_matrix(self.convolution, slot).detach() for slot in slots]
+
     def forward(self, result: Result) -> None:
         """Scale by scale, the bands of each added up."""
         for group in self._groups():
@@ -59,9 +65,8 @@ class BlockedFourier(Blocked):
 
     def backward(self, grad: Result, wanted: tuple[bool, bool]) -> Gradients:
         """The same of the gradients."""
-        slots = range(self.convolution.weight.shape[2])
         of_x = torch.zeros_like(self.images) if wanted[0] else None
-        of_slots = [torch.zeros_like(slot_matrix(self.convolution, slot)) for slot in slots if wanted[1]]
+        of_slots = [torch.zeros_like(matrix) for matrix in self.matrices if wanted[1]]
         for group in self._groups():
             for scale in group.scales:
                 pixels = grad.of(scale)
@@ -97,7 +102,7 @@ class _Group:
     """Scales that are computed together."""
 
     def __init__(self, blocked: BlockedFourier, scales: range, window: int, pixels: Pixels) -> None:
-        self.convolution, self.images = blocked.convolution, blocked.images
+        self._blocked, self.convolution, self.images = blocked, blocked.convolution, blocked.images
         self.scales, self.window, self.pixels, self.periods = scales, window, pixels, pixels.periods
         self._groups = blocked.convolution.geometry.groups
         self.bands = list(_bands(self.convolution, self.periods))
@@ -163,7 +168,7 @@ class _Group:
             column = self.periods.height * self._groups
             of_band = slice(band.start * column, band.stop * column)
             return real[of_band], imaginary[of_band]
-        return filters_of(slot_matrix(self.convolution, number), self._basis(scale, band), self.convolution)
+        return filters_of(self._blocked.matrices[number], self._basis(scale, band), self.convolution)
 
     def forget(self, scale: int) -> None:
         """Let go of the transforms of an image that no later scale sees."""

@@ -43,7 +43,12 @@ class BlockedUnfolded(Blocked):
 
     def backward(self, grad: Result, wanted: tuple[bool, bool]) -> Gradients:
         """The gradient of the filters, and from it that of the weights."""
-        of_matrices = [torch.zeros_like(self._matrix(scale)) for scale in range(self.convolution.num_scales)]
+        fan_out, fan_in = self.convolution.weight.shape[:2]
+        groups = self.convolution.geometry.groups
+        of_matrices = [
+            grad.values.new_zeros(groups, side**2 * fan_in, fan_out // groups)
+            for side in self.convolution.sides
+        ]
         for rows in self._blocks():
             for scale, patches in self._patches(rows):
                 by_group = grad.of(scale, rows).flatten(1, 2).chunk(len(patches), -1)
