@@ -233,7 +233,7 @@ def test_bench_refuses_unknown_networks_and_records_before_it_measures(tmp_path:
 def test_bench_does_not_overwrite_what_it_compares_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("equiscale.cli._measure", lambda *_, **__: pytest.fail("it was measured"))
+    monkeypatch.setattr("equiscale.cli.bench._measure", lambda *_, **__: pytest.fail("it was measured"))
     write_benchmark(tmp_path / "speed.json", benchmark_record())
     before = (tmp_path / "speed.json").read_bytes()
     (tmp_path / "same.json").symlink_to(tmp_path / "speed.json")
@@ -269,7 +269,7 @@ def test_bench_compares_without_the_packages_for_plots(
 def test_bench_asked_for_plots_that_cannot_be_drawn_ends_before_it_measures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_matplotlib: None
 ) -> None:
-    monkeypatch.setattr("equiscale.cli._measure", lambda *_, **__: pytest.fail("it was measured"))
+    monkeypatch.setattr("equiscale.cli.bench._measure", lambda *_, **__: pytest.fail("it was measured"))
     code, text = invoke("bench", "mnist_cnn_28", "--into", tmp_path / "page.md")
     assert code == 2
     assert text.startswith("equiscale: expected the package 'matplotlib'")
