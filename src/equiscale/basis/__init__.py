@@ -9,6 +9,7 @@ from equiscale.basis.hermite import HermiteBasis
 from equiscale.basis.log_radial import LogRadialBasis
 from equiscale.basis.protocol import SteerableBasis
 from equiscale.basis.registry import BasisEntry, basis_entry, list_bases
+from equiscale.basis.separable import sample_nd
 
 __all__ = [
     "MAX_CONDITION",
@@ -25,4 +26,5 @@ __all__ = [
     "diagnose",
     "list_bases",
     "rescaling_error",
+    "sample_nd",
 ]

@@ -1,17 +1,19 @@
 """B-splines on a grid of knots that grows with the scale (Bekkers 2020)."""
 
 from dataclasses import dataclass
+from itertools import product
 from typing import ClassVar
 
 import numpy as np
 
-from equiscale.basis.sampling import DegeneratePolicy, SampledFamily, Samples, check_family, check_positive
+from equiscale.basis.sampling import DegeneratePolicy, Samples, check_family, check_positive
+from equiscale.basis.separable import SeparableFamily
 from equiscale.errors import BasisError
 from equiscale.scales import ScaleGrid
 
 
 @dataclass(frozen=True)
-class BSplineBasis(SampledFamily):
+class BSplineBasis(SeparableFamily):
     r"""Cardinal B-splines centred on e × e knots, which lie s pixels apart on scale s.
 
     .. math:: \psi_{i j}(y, x; s) = \tfrac{1}{s^2}
@@ -24,7 +26,8 @@ class BSplineBasis(SampledFamily):
     scale.
 
     Shapes:
-        `sample` gives ``(F, S, K, K)`` with F = effective_size².
+        `sample` gives ``(F, S, K, K)`` with F = effective_size²; `sample_nd` the products of n splines,
+        F = effective_sizeⁿ.
 
     Args:
         effective_size: e, the number of knots a side.
@@ -68,10 +71,19 @@ class BSplineBasis(SampledFamily):
         check_positive("spread", self.spread)
 
     def _values(self, x: Samples, scale: float, kernel_size: int, grid: ScaleGrid) -> Samples:
-        knots = np.arange(self.effective_size) - (self.effective_size - 1) / 2
-        splines = _spline(self.degree, (x / scale - knots[:, None]) / self.spread)  # (e, w)
+        splines = self._splines(x, scale)
         products = splines[None, :, :, None] * splines[:, None, None, :]  # (column, row, y, x)
         return np.asarray(products.reshape(-1, len(x), len(x)) / scale**2, dtype=np.float64)
+
+    def _splines(self, x: Samples, scale: float) -> Samples:
+        knots = np.arange(self.effective_size) - (self.effective_size - 1) / 2
+        return _spline(self.degree, (x / scale - knots[:, None]) / self.spread)  # (e, w)
+
+    def _profiles(self, x: Samples, scale: float, ndim: int) -> Samples:
+        splines = self._splines(x, scale) / scale
+        # The knot that runs fastest is that of the first axis.
+        knots = [index[::-1] for index in product(range(self.effective_size), repeat=ndim)]
+        return np.asarray(splines[knots], dtype=np.float64)
 
 
 def _spline(degree: int, u: Samples) -> Samples:

@@ -4,7 +4,7 @@ import functools
 import itertools
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from equiscale._typing import BasisTensor
 from equiscale.basis.diagnosis import MAX_CONDITION, diagnose
 from equiscale.basis.hermite import DegeneratePolicy, HermiteBasis
+from equiscale.basis.separable import dependent, products, report_dependent, sample_nd
 from equiscale.errors import BasisError
 from equiscale.scales import ScaleGrid
 
@@ -35,6 +36,9 @@ _BRIGHTNESS: Final = 3.0
 
 # PyTorch's bicubic kernel, with which the published objective rescales.
 _CUBIC: Final = -0.75
+
+# Of einsum, one for each axis inside and outside.
+_INDICES: Final = "abcdefghijklmnopqrstuvwxyz"
 
 # The default width of the Hermite functions in pixels of effective size; published: 0.9 / 3 and 1.9 / 7.
 _SIGMA_PER_PIXEL: Final = 0.3
@@ -58,7 +62,8 @@ class DiscoBasis:
     kinds A and B, or the pixels themselves. They have norm one on the smallest scale.
 
     Shapes:
-        `sample` gives ``(F, S, K, K)`` with F = effective_size².
+        `sample` gives ``(F, S, K, K)`` with F = effective_size²; `sample_nd` the filters fitted in n
+        dimensions, F = effective_sizeⁿ.
 
     Args:
         effective_size: e, the side of the filter on the smallest scale; odd.
@@ -129,6 +134,18 @@ class DiscoBasis:
             self._check_independent(basis, grid)
         return basis
 
+    def sample_nd(self, kernel_size: int, grid: ScaleGrid, ndim: int) -> torch.Tensor:
+        """The functions of so many dimensions, norm one on the smallest scale, ``(F, S, K, …, K)``."""
+        if ndim == 2:
+            return self.sample(kernel_size, grid)
+        ratios = _ratios(grid)
+        self._check_kernel(kernel_size, ratios, grid)
+        pixels = torch.tensor(_fit(self.effective_size, kernel_size, ratios, self.correlation, ndim))
+        basis = (self._combinations(ndim) @ pixels.flatten(1)).view(pixels.shape)
+        if self.degenerate != "allow":
+            report_dependent(dependent(basis, grid), self.degenerate)
+        return basis
+
     def _hermite(self) -> HermiteBasis:
         return HermiteBasis(
             self.effective_size,
@@ -138,13 +155,13 @@ class DiscoBasis:
             degenerate=self.degenerate,
         )
 
-    def _combinations(self) -> Float[torch.Tensor, "F F"]:
+    def _combinations(self, ndim: int = 2) -> Float[torch.Tensor, "F F"]:
         """Row f holds the pixels of function f on the smallest scale."""
         if self.kind == "pixel":
-            return torch.eye(self.num_functions, dtype=torch.float64)
+            return torch.eye(self.effective_size**ndim, dtype=torch.float64)
         sigma = self.sigma or _SIGMA_PER_PIXEL * self.effective_size
         family = HermiteBasis(**{**vars(self._hermite()), "degenerate": "allow"})
-        return family.sample(self.effective_size, ScaleGrid([sigma])).flatten(1)
+        return sample_nd(family, self.effective_size, ScaleGrid([sigma]), ndim=ndim).flatten(1)
 
     def _check_kernel(self, kernel_size: int, ratios: Sequence[float], grid: ScaleGrid) -> None:
         if kernel_size < 1 or kernel_size % 2 == 0:
@@ -247,8 +264,10 @@ def _reach(effective_size: int, ratio: float) -> int:
 
 
 @functools.lru_cache(maxsize=32)
-def _fit(effective_size: int, kernel_size: int, ratios: tuple[float, ...], correlation: float) -> Array:
-    """The e² pixels on every scale, (e², S, K, K); the result is shared, and not to be written to."""
+def _fit(
+    effective_size: int, kernel_size: int, ratios: tuple[float, ...], correlation: float, ndim: int = 2
+) -> Array:
+    """The eⁿ pixels on every scale, (eⁿ, S, K, …, K); the result is shared, and not to be written to."""
     given: dict[int, Array] = {}  # scale -> its pixels along one axis, (K, e)
     windows: dict[int, int] = {}  # scale to be fitted -> half its window
     for scale, ratio in enumerate(ratios):
@@ -256,19 +275,19 @@ def _fit(effective_size: int, kernel_size: int, ratios: tuple[float, ...], corre
             given[scale] = _dilated(effective_size, kernel_size, int(ratio))
         else:
             windows[scale] = min(_reach(effective_size, ratio) + _MARGIN, kernel_size // 2)
-    pixels = np.zeros((effective_size**2, len(ratios), kernel_size, kernel_size))
+    pixels = np.zeros((effective_size**ndim, len(ratios), *[kernel_size] * ndim))
     for scale, axis in given.items():
-        pixels[:, scale] = np.einsum("yi,xj->ijyx", axis, axis).reshape(-1, kernel_size, kernel_size)
+        pixels[:, scale] = products(np.stack([*itertools.product(axis.T, repeat=ndim)]))
     pairs = {
         (s, t): _moments(kernel_size, ratios[t] / ratios[s], correlation)
         for s, t in itertools.combinations(range(len(ratios)), 2)
         if s in windows or t in windows
     }
     # The objective does not change under reflections: even and odd filters do not meet in it.
-    for even_y, even_x in itertools.product((True, False), repeat=2):
-        axes = {scale: (axis, axis) for scale, axis in given.items()}
+    for parities in itertools.product((True, False), repeat=ndim):
+        axes = {scale: (axis,) * ndim for scale, axis in given.items()}
         for scale, half in windows.items():
-            axes[scale] = (_parity(kernel_size, half, even=even_y), _parity(kernel_size, half, even=even_x))
+            axes[scale] = tuple(_parity(kernel_size, half, even=even) for even in parities)
         for scale, fitted in _minimise(pairs, axes, unknown=tuple(windows)).items():
             pixels[:, scale] += fitted
     pixels.flags.writeable = False
@@ -293,15 +312,15 @@ def _parity(kernel_size: int, half: int, *, even: bool) -> Array:
 
 def _minimise(
     pairs: "dict[tuple[int, int], _Moments]",
-    axes: dict[int, tuple[Array, Array]],
+    axes: dict[int, tuple[Array, ...]],
     *,
     unknown: tuple[int, ...],
 ) -> dict[int, Array]:
     """Solve the normal equations of the objective for the filters of the unknown scales."""
-    sizes = {scale: axes[scale][0].shape[1] * axes[scale][1].shape[1] for scale in unknown}
+    sizes = {scale: math.prod(axis.shape[1] for axis in axes[scale]) for scale in unknown}
     ends = np.cumsum([0, *sizes.values()])
     place = {scale: slice(ends[i], ends[i + 1]) for i, scale in enumerate(unknown)}
-    functions = next(axis[0].shape[1] ** 2 for scale, axis in axes.items() if scale not in sizes)
+    functions = next(axis[0].shape[1] ** len(axis) for scale, axis in axes.items() if scale not in sizes)
     matrix, right = np.zeros((ends[-1], ends[-1])), np.zeros((ends[-1], functions))
     for (s, t), moments in pairs.items():
         for a, b, moment in moments.quadratic_form(s, t):
@@ -310,17 +329,24 @@ def _minimise(
             elif a in place:
                 right[place[a]] -= moment.between(axes[a], axes[b])
     solution = np.linalg.solve(matrix, right)
-    return {
-        scale: np.einsum(
-            "yi,xj,ijf->fyx",
-            *axes[scale],
-            solution[place[scale]].reshape(axes[scale][0].shape[1], axes[scale][1].shape[1], functions),
-        )
-        for scale in unknown
-    }
+    return {scale: _spanned(axes[scale], solution[place[scale]]) for scale in unknown}
+
+
+def _spanned(axes: tuple[Array, ...], coefficients: Array) -> Array:
+    """The filters (F, K, …, K) of coefficients (…, F) of the products of vectors along the axes."""
+    ndim = len(axes)
+    inside, outside = _INDICES[:ndim], _INDICES[ndim : 2 * ndim]
+    spans = ",".join(map("".join, zip(outside, inside, strict=True)))
+    shaped = coefficients.reshape(*[axis.shape[1] for axis in axes], -1)
+    subscripts = f"{spans},{inside}F->F{outside}"
+    return np.asarray(np.einsum(subscripts, *axes, shaped, optimize=ndim > 2), dtype=np.float64)
 
 
 # --- expectations over images and positions ---
+
+
+def _kron(matrices: Iterable[Array]) -> Array:
+    return functools.reduce(lambda left, right: np.asarray(np.kron(left, right)), matrices)
 
 
 @dataclass(frozen=True, eq=False)
@@ -330,10 +356,11 @@ class _Moment:
     sign: int
     matrix: Array
 
-    def between(self, left: tuple[Array, Array], right: tuple[Array, Array]) -> Array:
+    def between(self, left: tuple[Array, ...], right: tuple[Array, ...]) -> Array:
         """The form between all pairs of filters that are spanned by vectors along the axes."""
-        texture = np.kron(*(a.T @ self.matrix @ b for a, b in zip(left, right, strict=True)))
-        mean = np.kron(*(np.outer(a.sum(0), b.sum(0)) for a, b in zip(left, right, strict=True)))
+        pairs = [*zip(left, right, strict=True)]
+        texture = _kron(a.T @ self.matrix @ b for a, b in pairs)
+        mean = _kron(np.outer(a.sum(0), b.sum(0)) for a, b in pairs)
         return np.asarray(self.sign * (texture + _BRIGHTNESS * mean))
 
     def sum(self, left: Array, right: Array) -> float:

@@ -2,18 +2,20 @@
 
 import math
 from dataclasses import dataclass
+from itertools import product
 from typing import ClassVar
 
 import numpy as np
 from numpy.polynomial import hermite_e
 
-from equiscale.basis.sampling import DegeneratePolicy, SampledFamily, Samples, check_family, check_positive
+from equiscale.basis.sampling import DegeneratePolicy, Samples, check_family, check_positive
+from equiscale.basis.separable import SeparableFamily
 from equiscale.errors import BasisError
 from equiscale.scales import ScaleGrid
 
 
 @dataclass(frozen=True)
-class GaussianDerivativeBasis(SampledFamily):
+class GaussianDerivativeBasis(SeparableFamily):
     r"""Scale-normalised Gaussian derivatives whose window is as wide as the Gaussian asks for.
 
     .. math:: \psi_{n m}(y, x; s) = s^{n + m} \, \partial_y^n \partial_x^m \,
@@ -25,7 +27,8 @@ class GaussianDerivativeBasis(SampledFamily):
     with the kernel size, nor with the other scales of the grid, as that of `HermiteBasis` does.
 
     Shapes:
-        `sample` gives ``(F, S, K, K)`` with F = effective_size², fewer with ``max_order``.
+        `sample` gives ``(F, S, K, K)`` with F = effective_size², fewer with ``max_order``; `sample_nd` the
+        derivatives along n axes, F = effective_sizeⁿ or fewer.
 
     Args:
         effective_size: e; the highest order in each direction is e − 1.
@@ -94,6 +97,12 @@ class GaussianDerivativeBasis(SampledFamily):
     def _values(self, x: Samples, scale: float, kernel_size: int, grid: ScaleGrid) -> Samples:
         derivatives = [_derivative(order, x, scale) for order in range(self.effective_size)]
         return np.stack([np.outer(derivatives[n], derivatives[m]) for n, m in self._orders()])
+
+    def _profiles(self, x: Samples, scale: float, ndim: int) -> Samples:
+        derivatives = np.stack([_derivative(order, x, scale) for order in range(self.effective_size)])
+        orders = product(range(self.effective_size), repeat=ndim)
+        kept = [list(n) for n in orders if self.max_order is None or sum(n) <= self.max_order]
+        return np.asarray(derivatives[kept], dtype=np.float64)
 
 
 def _derivative(order: int, x: Samples, sigma: float) -> Samples:

@@ -3,19 +3,21 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice, product
 from typing import Literal
 
 import numpy as np
 from numpy.polynomial import hermite_e
 
 from equiscale.basis.sampling import DegeneratePolicy as DegeneratePolicy
-from equiscale.basis.sampling import SampledFamily, Samples, check_family
+from equiscale.basis.sampling import Samples, check_family
+from equiscale.basis.separable import SeparableFamily
 from equiscale.errors import BasisError
 from equiscale.scales import ScaleGrid
 
 
 @dataclass(frozen=True)
-class HermiteBasis(SampledFamily):
+class HermiteBasis(SeparableFamily):
     r"""Hermite polynomials under a Gaussian, in both published kinds.
 
     .. math:: \psi_{n m}(y, x; \sigma) = \tfrac{1}{\sigma^2}
@@ -28,7 +30,8 @@ class HermiteBasis(SampledFamily):
     ``int(kernel_size * s / s_max) // 2 * 2 + 1`` pixels wide; outside it the function is zero.
 
     Shapes:
-        `sample` gives ``(F, S, K, K)`` with F = effective_size².
+        `sample` gives ``(F, S, K, K)`` with F = effective_size²; `sample_nd` the products of n functions,
+        F = effective_sizeⁿ.
 
     Args:
         effective_size: e, the side of the ordinary filter with the same number of weights.
@@ -79,6 +82,26 @@ class HermiteBasis(SampledFamily):
             for sigma, order_y, order_x in self.functions(scale)
         ]
         return np.stack(functions)
+
+    def _profiles(self, x: Samples, scale: float, ndim: int) -> Samples:
+        listing = self._orders_nd_a(scale, ndim) if self.kind == "A" else self._orders_nd_b(scale, ndim)
+        functions = islice(listing, self.effective_size**ndim)
+        # As published in two dimensions: the order that is listed last is that of the first axis.
+        return np.stack(
+            [
+                [_hermite_gaussian(x, order, sigma) for order in reversed(orders)]
+                for sigma, orders in functions
+            ]
+        )
+
+    def _orders_nd_a(self, scale: float, ndim: int) -> Iterator[tuple[float, tuple[int, ...]]]:
+        yield from ((scale, orders) for orders in product(range(self.effective_size), repeat=ndim))
+
+    def _orders_nd_b(self, scale: float, ndim: int) -> Iterator[tuple[float, tuple[int, ...]]]:
+        sigma, jet = scale, [*product(range(self.max_order + 1), repeat=ndim)]
+        while True:
+            yield from ((sigma, orders) for orders in jet if sum(orders) <= self.max_order)
+            sigma /= self.mult
 
     def functions(self, scale: float) -> list[tuple[float, int, int]]:
         """(sigma, order_y, order_x) of every function, in the published order."""

@@ -11,7 +11,8 @@ class SteerableBasis(Protocol):
     """A family of F functions that can be sampled on every scale of a grid.
 
     Any object with these two members plugs into `equiscale.nn.LiftConv2d` and
-    `equiscale.nn.ScaleConv2d`.
+    `equiscale.nn.ScaleConv2d`. One that also has ``sample_nd(kernel_size, grid, ndim)``, the functions of
+    ``ndim`` dimensions with axes ``(F, S, K, …, K)``, plugs into the layers for signals and volumes.
     """
 
     @property
