@@ -7,9 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from equiscale import basis, data, functional, models, nn, testing
+    from equiscale import basis, data, deploy, functional, models, nn, testing
     from equiscale.basis import HermiteBasis, SteerableBasis
-    from equiscale.deploy import load_published_state_dict
+    from equiscale.deploy import ConversionPolicy, convert, load_published_state_dict
     from equiscale.functional.algorithms import algorithm
     from equiscale.functional.algorithms.autotune import autotune, clear_autotune
     from equiscale.models import create_model, list_models
@@ -17,20 +17,23 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_SUBPACKAGES = ("basis", "data", "functional", "models", "nn", "testing")
+_SUBPACKAGES = ("basis", "data", "deploy", "functional", "models", "nn", "testing")
 _HOMES = {
+    "ConversionPolicy": "equiscale.deploy",
     "HermiteBasis": "equiscale.basis",
     "ScaleGrid": "equiscale.scales",
     "SteerableBasis": "equiscale.basis",
     "algorithm": "equiscale.functional.algorithms",
     "autotune": "equiscale.functional.algorithms.autotune",
     "clear_autotune": "equiscale.functional.algorithms.autotune",
+    "convert": "equiscale.deploy",
     "create_model": "equiscale.models",
     "list_models": "equiscale.models",
     "load_published_state_dict": "equiscale.deploy",
 }
 
 __all__ = [
+    "ConversionPolicy",
     "HermiteBasis",
     "ScaleGrid",
     "SteerableBasis",
@@ -39,8 +42,10 @@ __all__ = [
     "autotune",
     "basis",
     "clear_autotune",
+    "convert",
     "create_model",
     "data",
+    "deploy",
     "functional",
     "list_models",
     "load_published_state_dict",

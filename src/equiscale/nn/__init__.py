@@ -11,6 +11,7 @@ from equiscale.nn.project import ScaleProjection
 from equiscale.nn.pyramid import InputPyramid
 from equiscale.nn.rescaled_kernel import RescaledKernelConv2d, RescaledKernelLift2d, ScalePool
 from equiscale.nn.scale_steerable import ScaleSteeredConv2d, ScaleSteering
+from equiscale.nn.scale_wise import ScaleWise
 from equiscale.nn.si_convnet import LocallyScaleInvariantConv2d
 from equiscale.nn.sicnn import ColumnBatchNorm2d, MultiColumnConv2d, MultiColumnLift2d
 from equiscale.nn.steerable import SteerableConv2d
@@ -51,6 +52,7 @@ __all__ = [
     "ScaleSpaceLift2d",
     "ScaleSteeredConv2d",
     "ScaleSteering",
+    "ScaleWise",
     "SteerableConv2d",
     "ValueDropout",
     "VectorFieldBatchNorm2d",

@@ -17,6 +17,7 @@ from equiscale.nn.project import ScaleProjection
 from equiscale.nn.pyramid import InputPyramid
 from equiscale.nn.rescaled_kernel import RescaledKernelConv2d, RescaledKernelLift2d, ScalePool
 from equiscale.nn.scale_steerable import ScaleSteeredConv2d
+from equiscale.nn.scale_wise import ScaleWise
 from equiscale.nn.si_convnet import LocallyScaleInvariantConv2d
 from equiscale.nn.sicnn import ColumnBatchNorm2d, MultiColumnConv2d, MultiColumnLift2d
 from equiscale.nn.vector_field import (
@@ -106,6 +107,7 @@ METHODS = (
             ScaleAvgPool2d,
             ScaleDropout2d,
             ScaleChannelDropout,
+            ScaleWise,
         ),
         citations.SESN,
     ),
