@@ -6,6 +6,14 @@ from equiscale.functional.dropout import scale_channel_dropout, scale_dropout2d,
 from equiscale.functional.filters import support_windows, synthesize_filters
 from equiscale.functional.geometry import ConvGeometry, GeometryOptions
 from equiscale.functional.learnable_scale import sample_hermite
+from equiscale.functional.nd import (
+    lift_conv_nd,
+    scale_avg_pool_nd,
+    scale_conv_nd,
+    scale_dropout_nd,
+    scale_max_pool_nd,
+    scale_projection_nd,
+)
 from equiscale.functional.pool import image_max_pool2d, scale_avg_pool2d, scale_max_pool2d
 from equiscale.functional.project import scale_projection
 from equiscale.functional.pyramid import input_pyramid
@@ -37,6 +45,7 @@ __all__ = [
     "image_max_pool2d",
     "input_pyramid",
     "lift_conv2d",
+    "lift_conv_nd",
     "locally_scale_invariant_conv2d",
     "multi_column_basis",
     "multi_column_conv2d",
@@ -46,12 +55,17 @@ __all__ = [
     "rescaled_kernel_valid_conv2d",
     "sample_hermite",
     "scale_avg_pool2d",
+    "scale_avg_pool_nd",
     "scale_channel_dropout",
     "scale_conv2d",
+    "scale_conv_nd",
     "scale_dropout2d",
+    "scale_dropout_nd",
     "scale_max_pool2d",
+    "scale_max_pool_nd",
     "scale_pool",
     "scale_projection",
+    "scale_projection_nd",
     "scale_space_conv2d",
     "scale_space_lift2d",
     "scale_steered_conv2d",
