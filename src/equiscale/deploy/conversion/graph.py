@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from equiscale.deploy.conversion.layers import Counterpart, is_spatial, lift, on_scale_map, unfit
 from equiscale.deploy.conversion.policy import ConversionPolicy, Filters
 from equiscale.deploy.conversion.report import ModuleFate
-from equiscale.deploy.tracing import EXAMPLE, drop_unused, evaluate
+from equiscale.deploy.tracing import EXAMPLE, drop_unused, evaluate, place
 from equiscale.errors import ModelError, ShapeError
 from equiscale.nn import ScaleProjection, ScaleWise
 
@@ -81,7 +81,7 @@ class GraphConverter:
 
     def _get_attr(self, node: fx.Node) -> _Value:
         tensor = deepcopy(node.meta[EXAMPLE])
-        _place(self.root, str(node.target), tensor)
+        place(self.root, str(node.target), tensor)
         return self._emit(node.op, node.target, (), {}, value=tensor)
 
     def _output(self, node: fx.Node) -> _Value:
@@ -151,7 +151,7 @@ class GraphConverter:
                 )
             name, placed = f"{name}_on_{'maps' if is_map else 'images'}", counterpart.module
         if name not in self.places:
-            _place(self.root, name, placed)
+            place(self.root, name, placed)
             self.places[name] = (placed, is_map)
             self.fates.append(_fate(name, module, counterpart))
         return self._emit("call_module", name, args, kwargs, is_map=is_map)
@@ -195,7 +195,7 @@ class GraphConverter:
             return value
         if value.node not in self.projected:
             name = f"projection_{len(self.projected)}"
-            _place(self.root, name, ScaleProjection(self.policy.projection))
+            place(self.root, name, ScaleProjection(self.policy.projection))
             self.fates.append(ModuleFate(name, "", "ScaleProjection"))
             self.projected[value.node] = self._emit("call_module", name, (value.node,), {})
         return self.projected[value.node]
@@ -281,18 +281,3 @@ def _fate(name: str, module: nn.Module, counterpart: Counterpart) -> ModuleFate:
     before, after = type(module).__name__, type(counterpart.module).__name__
     changed = after if after != before else ""
     return ModuleFate(name, before, changed, counterpart.note, counterpart.residual, counterpart.equivariant)
-
-
-def _place(root: nn.Module, name: str, thing: nn.Module | Tensor) -> None:
-    """Set ``root.a.b.c`` for the name "a.b.c", with empty modules on the way."""
-    *path, leaf = name.split(".")
-    for step in path:
-        if not hasattr(root, step):
-            root.add_module(step, nn.Module())
-        root = root.get_submodule(step)
-    if isinstance(thing, nn.Module):
-        root.add_module(leaf, thing)
-    elif isinstance(thing, nn.Parameter):
-        root.register_parameter(leaf, thing)
-    else:
-        root.register_buffer(leaf, thing)
