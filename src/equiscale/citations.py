@@ -84,6 +84,13 @@ LEARNABLE_SCALES = Citation(
     "Scale Learning in Scale-Equivariant Convolutional Networks",
     "VISAPP",
 )
+U_NET = Citation(
+    "Ronneberger, Fischer, Brox",
+    2015,
+    "U-Net: Convolutional Networks for Biomedical Image Segmentation",
+    "MICCAI",
+)
+SEU_NET = Citation("Sangalli, Blusseau, Velasco-Forero, Angulo", 2022, "Scale Equivariant U-Net", "BMVC")
 WIDE_RESNET = Citation("Zagoruyko, Komodakis", 2016, "Wide Residual Networks", "BMVC")
 MNIST = Citation(
     "LeCun, Bottou, Bengio, Haffner",

@@ -26,6 +26,7 @@ from equiscale.functional.rescaled_kernel import (
 from equiscale.functional.scale_steerable import scale_steered_conv2d, steer_in_scale
 from equiscale.functional.si_convnet import locally_scale_invariant_conv2d
 from equiscale.functional.sicnn import multi_column_basis, multi_column_conv2d
+from equiscale.functional.upsample import scale_conv_transpose2d, scale_upsample2d
 from equiscale.functional.vector_field import (
     ScaleAngles,
     vector_field_batch_norm2d,
@@ -59,6 +60,7 @@ __all__ = [
     "scale_channel_dropout",
     "scale_conv2d",
     "scale_conv_nd",
+    "scale_conv_transpose2d",
     "scale_dropout2d",
     "scale_dropout_nd",
     "scale_max_pool2d",
@@ -69,6 +71,7 @@ __all__ = [
     "scale_space_conv2d",
     "scale_space_lift2d",
     "scale_steered_conv2d",
+    "scale_upsample2d",
     "steer_in_scale",
     "support_windows",
     "synthesize_filters",

@@ -11,6 +11,22 @@ from equiscale.nn.deep_scale_space import ScaleSpaceConv2d, ScaleSpaceLift2d
 from equiscale.nn.dropout import ScaleChannelDropout, ScaleDropout2d
 from equiscale.nn.learnable_scale import LearnableLiftConv2d, LearnableScaleConv2d, LearnableScales
 from equiscale.nn.lift import LiftConv2d
+from equiscale.nn.nd import (
+    LiftConv1d,
+    LiftConv3d,
+    ScaleAvgPool1d,
+    ScaleAvgPool3d,
+    ScaleBatchNorm1d,
+    ScaleBatchNorm3d,
+    ScaleConv1d,
+    ScaleConv3d,
+    ScaleDropout1d,
+    ScaleDropout3d,
+    ScaleMaxPool1d,
+    ScaleMaxPool3d,
+    ScaleProjection1d,
+    ScaleProjection3d,
+)
 from equiscale.nn.norm import ScaleBatchNorm2d
 from equiscale.nn.pool import ScaleAvgPool2d, ScaleMaxPool2d
 from equiscale.nn.project import ScaleProjection
@@ -20,6 +36,8 @@ from equiscale.nn.scale_steerable import ScaleSteeredConv2d
 from equiscale.nn.scale_wise import ScaleWise
 from equiscale.nn.si_convnet import LocallyScaleInvariantConv2d
 from equiscale.nn.sicnn import ColumnBatchNorm2d, MultiColumnConv2d, MultiColumnLift2d
+from equiscale.nn.unet import ScaleDoubleConv2d, ScaleUNetDown2d, ScaleUNetUp2d
+from equiscale.nn.upsample import ScaleConvTranspose2d, ScaleUpsample2d
 from equiscale.nn.vector_field import (
     VectorFieldBatchNorm2d,
     VectorFieldConv2d,
@@ -128,5 +146,22 @@ METHODS = (
         "SESN with the smallest scale and the range as parameters",
         (LearnableScales, LearnableLiftConv2d, LearnableScaleConv2d),
         citations.LEARNABLE_SCALES,
+    ),
+    Method(
+        "SESN in one and three dimensions",
+        "steerable filters for signals and volumes",
+        (
+            *(LiftConv1d, ScaleConv1d, ScaleBatchNorm1d, ScaleMaxPool1d, ScaleAvgPool1d),
+            *(ScaleProjection1d, ScaleDropout1d),
+            *(LiftConv3d, ScaleConv3d, ScaleBatchNorm3d, ScaleMaxPool3d, ScaleAvgPool3d),
+            *(ScaleProjection3d, ScaleDropout3d),
+        ),
+        citations.SESN,
+    ),
+    Method(
+        "Scale-equivariant U-Net",
+        "scale maps pooled, enlarged about the same centre, and joined with those that were skipped",
+        (ScaleUpsample2d, ScaleConvTranspose2d, ScaleDoubleConv2d, ScaleUNetDown2d, ScaleUNetUp2d),
+        citations.SEU_NET,
     ),
 )
