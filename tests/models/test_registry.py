@@ -44,7 +44,14 @@ def test_overrides_replace_settings() -> None:
             lambda: create_model("mnist_cnn_28", kernel_size=3),
             "expected overrides of upsample, channels, .* for 'mnist_cnn_28', got kernel_size",
         ),
-        (lambda: create_model("mnist_cnn_28", pretrained=True), "no trained weights are published"),
+        (
+            lambda: create_model("mnist_cnn_56", pretrained=True),
+            r"network of list_pretrained\(\), such as mnist_\w+, got 'mnist_cnn_56', for which .* no trained",
+        ),
+        (
+            lambda: create_model("mnist_cnn_28", pretrained=True, num_classes=3),
+            "published settings of 'mnist_cnn_28' with pretrained=True, got .*num_classes=3.* last layer",
+        ),
         (lambda: create_model("mnist_cnn_28", channels=(8,)), r"three positive channel counts, got \(8,\)"),
         (
             lambda: create_model("mnist_cnn_28", effective_size=4),

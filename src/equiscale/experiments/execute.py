@@ -1,5 +1,6 @@
 """One run: data, network, training, test, record."""
 
+import json
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -17,7 +18,7 @@ from equiscale._files import atomic_path
 from equiscale.data import Dataset, DatasetInfo, TensorBatches, dataset_info, load, normalize, random_rescale
 from equiscale.data.augment import crop_flip_cutout, recipe_for
 from equiscale.data.loader import Transform
-from equiscale.errors import EquiscaleError, SettingError, TrainingError
+from equiscale.errors import CheckpointError, EquiscaleError, SettingError, TrainingError
 from equiscale.experiments import provenance
 from equiscale.experiments.inspection import inspect_network, layer_equivariance
 from equiscale.experiments.plan import format_overrides
@@ -36,6 +37,7 @@ from equiscale.experiments.records import (
 from equiscale.experiments.spec import Protocol
 from equiscale.functional.algorithms import unmeasured
 from equiscale.models import create_model
+from equiscale.models.weights import save
 from equiscale.train import (
     Checkpoint,
     EpochResult,
@@ -336,9 +338,20 @@ class _Run:
         )
 
     def _save_weights(self) -> None:
-        tensors = {name: storable(tensor) for name, tensor in self.network.state_dict().items()}
-        with atomic_path(weights_path(self.options.folder, self.settings)) as temporary:
-            save_file(tensors, temporary, {"run": self.settings.model_dump_json()})
+        """As a file of `equiscale.models.save`; tensors alone where the network cannot be one."""
+        path, run = weights_path(self.options.folder, self.settings), self.settings.model_dump_json()
+        normalisation = {"mean": self.train_split.mean, "std": self.train_split.std}
+        try:
+            save(
+                self.network,
+                path,
+                notes={"run": self.settings.run_id, "settings": json.loads(run), **normalisation},
+            )
+        except CheckpointError as error:
+            self.notes.append(f"weights as plain tensors: {error}")
+            tensors = {name: storable(tensor) for name, tensor in self.network.state_dict().items()}
+            with atomic_path(path) as temporary:
+                save_file(tensors, temporary, {"run": run})
 
     def _save_pictures(self, predictions: Tensor) -> str:
         target = record_path(self.options.folder, self.settings).with_suffix(".npz")

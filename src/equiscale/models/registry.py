@@ -10,6 +10,7 @@ from torch import nn
 
 from equiscale.citations import Citation
 from equiscale.errors import ModelError
+from equiscale.models.pretrained import load_pretrained
 
 
 class ModelSettings(Protocol):
@@ -39,6 +40,19 @@ class ModelEntry:
     settings: ModelSettings
     builder: Callable[[Any], nn.Module]
     citation: Citation
+
+
+@dataclass(frozen=True)
+class Registered:
+    """What a network was built from; `create_model` leaves it with the network as ``registered``.
+
+    Args:
+        name: The registry's key.
+        settings: All settings, overrides among them.
+    """
+
+    name: str
+    settings: ModelSettings
 
 
 _REGISTRY: dict[str, ModelEntry] = {}
@@ -106,14 +120,17 @@ def create_model(
         name: One of `list_models`.
         num_classes: Number of outputs.
         in_channels: Channels of the input images; None: as published.
-        pretrained: Load trained weights. No trained weights are published for these models yet.
+        pretrained: Load trained weights, see `equiscale.models.pretrained`: of the published settings, and
+            for the data that `pretrained_weights` names.
         **overrides: Fields of the model's settings to replace, for example ``dropout=0.5``.
 
     Returns:
-        The module, with fresh weights from torch's default generator, and its ``settings``.
+        The module, with fresh weights from torch's default generator, and its ``settings``. With trained
+        weights it is in evaluation mode.
 
     Raises:
-        ModelError: For an unknown name or override, or if there are no trained weights.
+        ModelError: For an unknown name or override, or if there are no trained weights of these settings.
+        CheckpointError: If the file of trained weights is missing or damaged.
 
     Example:
         >>> model = create_model("mnist_ses_vector_28", num_classes=7, dropout=0.5)
@@ -121,10 +138,6 @@ def create_model(
         493778
     """
     entry = model_entry(name)
-    if pretrained:
-        raise ModelError(
-            f"expected pretrained=False for {name!r}: no trained weights are published for it yet"
-        )
     known = [field.name for field in _setting_fields(entry)]
     unknown = sorted(set(overrides) - set(known))
     if unknown:
@@ -134,7 +147,28 @@ def create_model(
     if min(num_classes, overrides.get("in_channels", 1)) < 1:
         raise ModelError(f"expected at least one class and channel, got {num_classes} and {in_channels}")
     settings = replace(entry.settings, num_classes=num_classes, **overrides)  # type: ignore[type-var]
-    return entry.builder(settings)
+    if pretrained and settings != entry.settings:
+        raise ModelError(
+            f"expected the published settings of {name!r} with pretrained=True, got {settings}; leave "
+            "num_classes, in_channels and overrides out, and exchange the last layer of the result"
+        )
+    network = build(entry, settings)
+    if pretrained:
+        load_pretrained(network, name, settings)
+    return network
+
+
+def build(entry: ModelEntry, settings: ModelSettings) -> nn.Module:
+    """The network of an entry with these settings, and both as its ``registered``."""
+    network = entry.builder(settings)
+    network.registered = Registered(entry.name, settings)  # type: ignore[assignment]
+    return network
+
+
+def registered_of(model: nn.Module) -> Registered | None:
+    """What a network was built from; None for one that does not come from the registry."""
+    found = getattr(model, "registered", None)
+    return found if isinstance(found, Registered) else None
 
 
 def _setting_fields(entry: ModelEntry) -> Iterator[Any]:
