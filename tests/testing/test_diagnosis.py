@@ -134,7 +134,7 @@ def test_the_border_is_the_fault_where_objects_reach_it() -> None:
     assert report.main_cause == "border", str(report)
     assert report.layer("0").part("border") > 0.03
     assert report.layer("0").share("border") > 0.9
-    assert "filters reach 8 pixels beyond an input of 49×49" in report.advice[0]
+    assert "windows reach 8 pixels beyond the edge" in report.advice[0]
     centred = equivariance_report(seeded(lift(), nn.ReLU(), conv()), inside(49), [STEP])
     assert centred.causes["border"] < 0.1 * report.causes["border"]
 

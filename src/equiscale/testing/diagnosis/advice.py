@@ -84,8 +84,8 @@ def _border(step: Step) -> str:
     lattice = step.layer.lattice
     reach = 0 if lattice is None else lattice.reach
     return (
-        f"filters reach {reach} pixels beyond an input of {step.input.shape[-2]}×{step.input.shape[-1]}; "
-        "use a larger canvas or smaller kernels"
+        f"windows reach {reach} pixels beyond the edge of the input; "
+        "use a larger canvas, smaller kernels, or compare the middle only"
     )
 
 

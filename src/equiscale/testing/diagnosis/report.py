@@ -169,8 +169,10 @@ class NetworkEquivarianceReport:
 
     def __str__(self) -> str:
         parts = ["\n".join(_table(self)), _legend(self)]
-        parts += [textwrap.fill(sentence, _WIDTH, initial_indent="• ", subsequent_indent="  ")
-                  for sentence in self.advice]  # fmt: skip
+        folded = textwrap.TextWrapper(
+            _WIDTH, initial_indent="• ", subsequent_indent="  ", break_on_hyphens=False
+        )
+        parts += [folded.fill(sentence) for sentence in self.advice]
         return "\n".join(part for part in parts if part)
 
 
