@@ -2,13 +2,14 @@
 
 Trains a ResNet-18 on Imagenette at 96×96, converts it with `equiscale.convert`, fine-tunes the original and
 the converted networks with the same schedule, and tests all of them on images that are rescaled as a whole,
-canvas and all. Trainings go on from their checkpoints. Writes one JSON record and a plot; with --into a table.
+canvas and all. Trainings go on from their checkpoints. Writes one JSON record and a plot; with --into
+a table.
 """
 
 import argparse
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -100,15 +101,13 @@ def accuracy(model: nn.Module, data: Dataset, factor: float) -> float:
 
 def evenly(data: Dataset, count: int) -> Dataset:
     """So many images, evenly chosen."""
-    from dataclasses import replace
-
     chosen = torch.linspace(0, len(data) - 1, min(count, len(data)), dtype=torch.float64).round().long()
     return replace(data, images=data.images[chosen], labels=data.labels[chosen], factors=data.factors[chosen])
 
 
 def measure(arguments: argparse.Namespace) -> dict:
     train = load("imagenette96", split="train", root=arguments.root)
-    test = evenly(load("imagenette96", split="val", root=arguments.root), arguments.images)
+    test = evenly(load("imagenette96", split="test", root=arguments.root), arguments.images)
     torch.manual_seed(0)
     network = resnet18(width=arguments.width)
     work = arguments.work
@@ -152,9 +151,9 @@ def markdown(record: dict) -> str:
     before, after = record["multiply_adds"]
     lines += [
         "",
-        f"- ResNet-18 of width {settings['width']}, {settings['epochs']} epochs on Imagenette at 96×96; trained on: "
-        f"{settings['more']} more at a tenth of the learning rate; {settings['images']} test images, rescaled with "
-        "their canvas; one training each",
+        f"- ResNet-18 of width {settings['width']}, {settings['epochs']} epochs on Imagenette at 96×96; trained "
+        f"on: {settings['more']} more at a tenth of the learning rate; {settings['images']} test images, "
+        "rescaled with their canvas; one training each",
         f"- scales {', '.join(f'{scale:.3g}' for scale in settings['grid'])}, projected in front of the head; "
         f"{record['parameters'][0]:,} parameters before and {record['parameters'][1]:,} after, "
         f"{after / before:.1f}× the multiply-adds",
@@ -163,7 +162,8 @@ def markdown(record: dict) -> str:
 
 
 def draw(record: dict, target: Path) -> None:
-    from equiscale.report.drawing import SERIES, drawn
+    from equiscale.report.drawing import SERIES
+    from equiscale.report.drawing import draw as drawn
 
     def curves(figure):
         axes = figure.subplots()
@@ -178,7 +178,7 @@ def draw(record: dict, target: Path) -> None:
         axes.legend()
 
     with atomic_path(target) as temporary:
-        temporary.write_text(drawn("convert", curves))
+        temporary.write_text(drawn("convert", (7.5, 4.6), curves))
 
 
 def main() -> None:
