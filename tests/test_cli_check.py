@@ -1,17 +1,15 @@
 """``equiscale check``: what it prints, writes, and returns."""
 
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
-from torch import nn
 from typer.testing import CliRunner
 
 from equiscale.cli import app
 from equiscale.models import create_model
+from equiscale.models.weights import save
 from equiscale.testing import equivariance_report
 
 SMALL = ("mnist_ses_scalar_28", "--set", "channels=2,2,2", "--set", "hidden=4")
@@ -52,15 +50,17 @@ def test_factors_and_size_are_handed_on(tmp_path: Path) -> None:
     assert (written["factors"], written["size"]) == ([0.8, 1.25], [33, 33])
 
 
-def test_networks_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    weights, asked = ModuleType("equiscale.deploy.weights"), []
+def test_networks_from_files(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    weights.load = lambda path: asked.append(path) or nn.Conv2d(1, 2, 3)
-    monkeypatch.setitem(sys.modules, "equiscale.deploy.weights", weights)
-    path = tmp_path / "network.safetensors"
-    code, output = invoke(path, "--size", 33)
-    assert (code, asked) == (0, [path])
+    network = create_model("scale_cnn", channels=(2, 2))
+    path, numbers = tmp_path / "network.safetensors", tmp_path / "a.json"
+    save(network, path)
+    code, output = invoke(path, "--size", 33, "--json", numbers)
+    assert code == 0
     assert "Conv2d is not scale-equivariant" in " ".join(output.split())
+    assert (
+        json.loads(numbers.read_text())["layers"] == equivariance_report(network, size=33).as_dict()["layers"]
+    )
     code, output = invoke(path, "--set", "hidden=3")
     assert code == 2
     assert "expected no --set for a file, which holds its settings, got 'hidden=3'" in output

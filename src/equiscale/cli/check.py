@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from equiscale.cli.app import app, errors_as_messages
-from equiscale.errors import MissingExtraError, SettingError
+from equiscale.errors import SettingError
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -66,7 +66,9 @@ def _build(model: str, settings: list[str], seed: int) -> "nn.Module":
     if model.endswith(".safetensors"):
         if settings:
             raise SettingError(f"expected no --set for a file, which holds its settings, got {settings[0]!r}")
-        return _load(Path(model))
+        from equiscale.models.weights import load
+
+        return load(model)
     import torch
 
     from equiscale.experiments.plan import parse_overrides
@@ -74,20 +76,6 @@ def _build(model: str, settings: list[str], seed: int) -> "nn.Module":
 
     torch.manual_seed(seed)
     return create_model(model, **dict(parse_overrides(settings)))  # type: ignore[arg-type]
-
-
-def _load(path: Path) -> "nn.Module":
-    from importlib import import_module
-
-    try:
-        weights = import_module("equiscale.deploy.weights")
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            "expected a version of equiscale that loads networks from files, got one that does not; "
-            "give a network's name"
-        ) from error
-    network: nn.Module = weights.load(path)
-    return network
 
 
 def _measure(

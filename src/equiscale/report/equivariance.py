@@ -99,7 +99,9 @@ def _paint_bars(axes: Axes, layers: Sequence[Mapping[str, Any]]) -> None:
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("relative error that the layer adds, mean over the factors")
     axes.set_title("what each layer adds, and why", fontsize=11, fontweight="bold", loc="left", pad=10)
-    axes.figure.legend(loc="outside lower center", ncols=9, fontsize=8.5, handlelength=1.1, columnspacing=1.4)
+    axes.figure.legend(
+        loc="outside lower center", ncols=9, fontsize=8.5, frameon=False, handlelength=1.1, columnspacing=1.4
+    )
 
 
 def _paint_curves(axes: Axes, report: Mapping[str, Any], layers: Sequence[Mapping[str, Any]]) -> None:
@@ -115,7 +117,7 @@ def _paint_curves(axes: Axes, report: Mapping[str, Any], layers: Sequence[Mappin
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("scale factor of the image; grey: the layers, darker from the first to the last")
+    axes.set_xlabel("scale factor of the image (grey: the layers, the last darkest)")
     axes.xaxis.label.set_fontsize(8.5)
     axes.set_title("error from the image on", fontsize=11, fontweight="bold", loc="left", pad=10)
     _label_output(axes, factors, report["output"])

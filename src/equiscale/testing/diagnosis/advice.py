@@ -77,7 +77,10 @@ def _axis(step: Step) -> str:
     slots = getattr(step.layer.module, "scale_size", 1)
     if slots > 1:
         return f"its filters see {slots} scales, at the top fewer; use scale_size=1 or more scales"
-    return "features come onto the axis and leave it under the maximum; use more scales"
+    return (
+        "features come onto the axis and leave it under the maximum; take scales around the sizes of the "
+        "objects, so that the strongest answer lies inside the axis"
+    )
 
 
 def _border(step: Step) -> str:
