@@ -9,7 +9,7 @@ import equiscale.basis
 from equiscale.basis import SteerableBasis, basis_entry, list_bases
 from equiscale.models import list_models
 from tests.golden import _index
-from tests.models import test_mnist, test_scale_generalisation, test_wide_resnet
+from tests.models import test_mnist, test_scale_generalisation, test_unet, test_wide_resnet
 
 TESTS = Path(__file__).parent
 
@@ -65,6 +65,6 @@ def test_every_public_basis_is_registered() -> None:
 
 
 def test_every_model_has_a_row_with_its_parameters() -> None:
-    rows = [*test_mnist.COUNTS, *test_scale_generalisation.NAMES]
+    rows = [*test_mnist.COUNTS, *test_scale_generalisation.NAMES, *test_unet.PARAMETERS]
     rows += [f"wrn_*_?{suffix}" for suffix in test_wide_resnet.PARAMETERS]
     assert [name for name in list_models() if not any(fnmatch(name, row) for row in rows)] == []

@@ -28,7 +28,8 @@ SMALL = [name for name in list_models() if "wrn_16" not in name]
 
 
 def images_for(name: str) -> torch.Tensor:
-    shape = {"mnist": (1, 28, 28), "scale": (1, 64, 64), "wrn": (3, 96, 96)}[name.split("_")[0]]
+    shapes = {"mnist": (1, 28, 28), "scale": (1, 64, 64), "ses": (1, 32, 32), "wrn": (3, 96, 96)}
+    shape = shapes[name.split("_")[0]]
     return torch.randn(4, *shape, dtype=torch.float64)
 
 
@@ -44,7 +45,7 @@ def test_networks_agree_with_the_cpu_in_float64(name: str) -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_gradients_agree_with_the_cpu_in_float64(name: str) -> None:
-    settings = {} if name.startswith("scale") else {"dropout": 0.0}
+    settings = {} if name.startswith(("scale", "ses_unet")) else {"dropout": 0.0}
     model, images, gradients = create_model(name, **settings).double(), images_for(name), []
     for device in ("cpu", "cuda"):
         model = model.to(device)

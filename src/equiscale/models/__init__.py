@@ -1,7 +1,7 @@
 """Named models: ``create_model("mnist_ses_vector_28")``."""
 
 from equiscale.citations import Citation
-from equiscale.models import mnist, scale_generalisation, wide_resnet
+from equiscale.models import mnist, scale_generalisation, unet, wide_resnet
 from equiscale.models.registry import ModelEntry, create_model, list_models, model_entry
 
 __all__ = [
@@ -12,5 +12,6 @@ __all__ = [
     "mnist",
     "model_entry",
     "scale_generalisation",
+    "unet",
     "wide_resnet",
 ]

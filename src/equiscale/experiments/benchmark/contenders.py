@@ -16,6 +16,7 @@ from equiscale.models import create_model, list_models, model_entry
 from equiscale.models.mnist import MnistSettings
 from equiscale.models.registry import ModelSettings
 from equiscale.models.scale_generalisation import AnySizeSettings
+from equiscale.models.unet import UNetSettings
 from equiscale.models.wide_resnet import WideResNetSettings
 from equiscale.train import OptimizerSettings
 
@@ -41,12 +42,14 @@ class Family:
         optimizer: As in the published protocol.
         plain: From a network's settings to the name and the settings of the plain network of its size.
         cpu_batch: Images a step on a CPU; on a GPU they are the protocol's 128.
+        every_pixel: Whether every pixel has a label, not the image as a whole.
     """
 
     image_size: int
     optimizer: OptimizerSettings
     plain: Callable[[Any], tuple[str, dict[str, Any]]]
     cpu_batch: int = _PROTOCOL_BATCH
+    every_pixel: bool = False
 
 
 def _plain_mnist(settings: MnistSettings) -> tuple[str, dict[str, Any]]:
@@ -64,12 +67,19 @@ def _plain_any_size(settings: AnySizeSettings) -> tuple[str, dict[str, Any]]:
     return "scale_cnn", {"channels": settings.channels}
 
 
+def _plain_unet(settings: UNetSettings) -> tuple[str, dict[str, Any]]:
+    return "ses_unet", {}  # there is no plain one: as a network that is one itself
+
+
 _FAMILIES: Final[dict[type, Family]] = {
     MnistSettings: Family(28, OptimizerSettings(), _plain_mnist),
     WideResNetSettings: Family(
         96, OptimizerSettings("sgd", weight_decay=5e-4), _plain_wide_resnet, cpu_batch=_PHOTOGRAPHS_BATCH
     ),
     AnySizeSettings: Family(112, OptimizerSettings(), _plain_any_size),
+    UNetSettings: Family(
+        64, OptimizerSettings(), _plain_unet, cpu_batch=_PHOTOGRAPHS_BATCH, every_pixel=True
+    ),
 }
 
 
@@ -108,7 +118,7 @@ class Subject:
             if isinstance(self.settings, settings):
                 return family
         raise SettingError(
-            "expected a network of MNIST-scale, of photographs or for images of any size, "
+            "expected a network of MNIST-scale, of photographs, for images of any size or a U-Net, "
             f"got {self.model!r}, whose images are not known"
         )
 
@@ -128,7 +138,8 @@ class Subject:
         """Images of noise, and labels, the same on every machine."""
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(self.batch_size, *self.image_shape, generator=generator)
-        labels = torch.randint(self.settings.num_classes, (self.batch_size,), generator=generator)
+        labelled = (self.batch_size, *(self.image_shape[1:] if self.family.every_pixel else ()))
+        labels = torch.randint(self.settings.num_classes, labelled, generator=generator)
         return images.to(device), labels.to(device)
 
 
