@@ -151,11 +151,11 @@ def markdown(record: dict) -> str:
     before, after = record["multiply_adds"]
     lines += [
         "",
-        f"- ResNet-18 of width {settings['width']}, {settings['epochs']} epochs on Imagenette at 96×96; trained "
-        f"on: {settings['more']} more at a tenth of the learning rate; {settings['images']} test images, "
-        "rescaled with their canvas; one training each",
-        f"- scales {', '.join(f'{scale:.3g}' for scale in settings['grid'])}, projected in front of the head; "
-        f"{record['parameters'][0]:,} parameters before and {record['parameters'][1]:,} after, "
+        f"- ResNet-18 of width {settings['width']}, {settings['epochs']} epochs on Imagenette at 96×96; "
+        f"trained on: {settings['more']} more at a tenth of the learning rate; {settings['images']} test "
+        "images, rescaled with their canvas; one training each",
+        f"- scales {', '.join(f'{scale:.3g}' for scale in settings['grid'])}, projected in front of the "
+        f"head; {record['parameters'][0]:,} parameters before and {record['parameters'][1]:,} after, "
         f"{after / before:.1f}× the multiply-adds",
     ]
     return "\n".join(lines)
