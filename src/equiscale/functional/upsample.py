@@ -129,8 +129,8 @@ def scale_conv_transpose2d(
         ⟨A x, y⟩ = ⟨x, Aᵀ y⟩ with A = `scale_conv2d` without bias, of the same weights and geometry, up to
         rounding: ``tests/functional/test_upsample.py``. Shifts by d pixels before and stride · d after it
         are exact away from the border. About the true centre where output_padding is 0 and padding "same".
-        Scaling: at stride 1 that of the convolution; at larger strides pixels fall between those of the
-        stride and the result has ripples of that period, which do not scale.
+        Scaling: at stride 1 that of the convolution; at larger strides see
+        `equiscale.nn.ScaleConvTranspose2d`.
 
     Source:
         Transpose of Sosnovik et al. 2020, equation 9; the layer is ours.
