@@ -4,6 +4,8 @@ import json
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,17 +35,19 @@ from equiscale.testing.diagnosis.resampling import cosine_matrix, cubic_matrix, 
 
 COVERS = {"equivariance_report", "NetworkEquivarianceReport", "LayerDiagnosis"}
 
+PAGE = Path(__file__).parents[2] / "docs" / "why-not-equivariant.md"
+
 STEP = 2**0.5
 GRID = ScaleGrid.geometric(1.0, STEP, 3)
 BASIS = HermiteBasis(2)
 BY_ONE = [1 / STEP, STEP]
 
 
-def lift(kernel_size: int = 17, **options) -> LiftConv2d:
+def lift(kernel_size: int = 15, **options) -> LiftConv2d:
     return LiftConv2d(1, 3, kernel_size=kernel_size, grid=GRID, basis=BASIS, padding="same", **options)
 
 
-def conv(kernel_size: int = 17, **options) -> ScaleConv2d:
+def conv(kernel_size: int = 15, **options) -> ScaleConv2d:
     return ScaleConv2d(3, 3, kernel_size=kernel_size, grid=GRID, basis=BASIS, padding="same", **options)
 
 
@@ -134,7 +138,7 @@ def test_the_border_is_the_fault_where_objects_reach_it() -> None:
     assert report.main_cause == "border", str(report)
     assert report.layer("0").part("border") > 0.03
     assert report.layer("0").share("border") > 0.9
-    assert "windows reach 8 pixels beyond the edge" in report.advice[0]
+    assert "windows reach 7 pixels beyond the edge" in report.advice[0]
     centred = equivariance_report(seeded(lift(), nn.ReLU(), conv()), inside(49), [STEP])
     assert centred.causes["border"] < 0.1 * report.causes["border"]
 
@@ -158,7 +162,7 @@ def test_the_parity_of_a_stride(layer: LiftConv2d, size: int, text: str | None) 
 
 def test_average_pooling_on_an_odd_size_is_a_stride_that_does_not_fit() -> None:
     parts = {
-        size: equivariance_report(seeded(lift(), ScaleAvgPool2d(2)), inside(size), BY_ONE).layer("1")
+        size: equivariance_report(seeded(lift(), ScaleAvgPool2d(2)), inside(size), [STEP]).layer("1")
         for size in (48, 49)
     }
     assert parts[49].main_cause == "stride"
@@ -166,16 +170,30 @@ def test_average_pooling_on_an_odd_size_is_a_stride_that_does_not_fit() -> None:
 
 
 def test_the_needed_kernel_is_named_and_is_enough() -> None:
-    report = equivariance_report(seeded(lift(5)), inside(49), BY_ONE)
+    report = equivariance_report(seeded(lift(5)), inside(49), [STEP])
     found = re.search(
         r"it cuts the filter at scale (\S+) \(kernel_size 5 against (\d+) needed\); take kernel_size=(\d+)",
         report.advice[0],
     )
     assert found is not None, report.advice
     assert found[2] == found[3]
-    better = equivariance_report(seeded(lift(int(found[2]))), inside(49), BY_ONE)
+    better = equivariance_report(seeded(lift(int(found[2]))), inside(49), [STEP])
     assert better.layer("0").part("kernel") < 0.1 * report.layer("0").part("kernel")
     assert 0 < better.worst < 0.03, str(better)
+
+
+def test_a_kernel_with_padding_in_pixels_is_enlarged_with_its_padding() -> None:
+    parts = [
+        equivariance_report(seeded(layer), inside(49), [STEP]).layer("0").causes["kernel"]
+        for layer in (
+            lift(7),
+            LiftConv2d(1, 3, kernel_size=7, grid=GRID, basis=BASIS, padding=3),
+            LiftConv2d(1, 3, kernel_size=7, grid=GRID, basis=BASIS, padding=1),
+        )
+    ]
+    assert parts[0] == parts[1]
+    assert parts[2] == pytest.approx(parts[0], rel=0.1)
+    assert parts[0][0] > 0.03
 
 
 @pytest.mark.parametrize("wrap", [ScaleByScale, ScalesAsChannels])
@@ -183,7 +201,7 @@ def test_folded_scales_are_unfolded(wrap: type[ScaleByScale]) -> None:
     channels = 3 if wrap is ScaleByScale else 9
     norm = nn.BatchNorm2d(channels)
     norm.weight.data.copy_(torch.linspace(0.5, 1.5, channels))
-    report = equivariance_report(seeded(lift(), wrap(norm)), inside(49), BY_ONE)
+    report = equivariance_report(seeded(lift(), wrap(norm)), inside(49), [STEP])
     layer = report.layer("1.layer")
     if wrap is ScaleByScale:  # the same for all scales
         assert layer.fault < 1e-3
@@ -203,8 +221,8 @@ def test_maxima_in_passing_are_layers_of_their_own(fused: dict) -> None:
     apart += [ScaleProjection()] if "projection" in fused else []
     network = seeded(lift(**fused))
     geometry, hooks = network[0].geometry, dict(network[0]._forward_hooks)
-    together = equivariance_report(network, inside(48), BY_ONE)
-    separate = equivariance_report(seeded(*apart), inside(48), BY_ONE)
+    together = equivariance_report(network, inside(48), [STEP])
+    separate = equivariance_report(seeded(*apart), inside(48), [STEP])
     assert [layer.name for layer in together.layers] == ["0", *[f"0.{name}" for name in fused]]
     for a, b in zip(together.layers, separate.layers, strict=True):
         assert a.total == pytest.approx(b.total, rel=1e-4)
@@ -223,7 +241,7 @@ def test_a_vector_of_all_pixels_is_a_fault() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.linear(self.features(x).flatten(1))
 
-    report = equivariance_report(Classifier(), inside(33), BY_ONE)
+    report = equivariance_report(Classifier(), inside(33), [STEP])
     assert report.layer("before linear").main_cause == "module"
     assert report.layer("before linear").fault > 0.1
     assert any("project and pool over all pixels" in sentence for sentence in report.advice)
@@ -246,7 +264,7 @@ def test_totals_are_those_of_equivariance_error() -> None:
 @pytest.mark.parametrize("size", [48, 49])
 def test_causes_add_up_to_what_the_layer_adds(size: int) -> None:
     layers = [lift(5, stride=2), nn.ReLU(), ScaleMaxPool2d(2), conv(7, scale_size=2), ScaleProjection()]
-    report = equivariance_report(seeded(*layers), inside(size), BY_ONE)
+    report = equivariance_report(seeded(*layers), inside(size), [STEP])
     for layer in report.layers:
         for index, own in enumerate(layer.own):
             parts = [values[index] for values in layer.causes.values()]
@@ -258,7 +276,7 @@ def test_the_same_twice_and_the_mode_is_restored() -> None:
     network = seeded(lift(), nn.Dropout(0.5), conv())
     network.train()
     network[2].eval()
-    first, second = (equivariance_report(network, inside(33), BY_ONE) for _ in range(2))
+    first, second = (equivariance_report(network, inside(33), [STEP]) for _ in range(2))
     assert first == second
     assert network.training
     assert not network[2].training
@@ -267,7 +285,7 @@ def test_the_same_twice_and_the_mode_is_restored() -> None:
 
 def test_a_layer_that_works_in_place_is_measured_on_what_it_got() -> None:
     reports = [
-        equivariance_report(seeded(lift(), nn.ReLU(inplace=inplace), conv()), inside(33), BY_ONE)
+        equivariance_report(seeded(lift(), nn.ReLU(inplace=inplace), conv()), inside(33), [STEP])
         for inplace in (False, True)
     ]
     assert reports[0].layers == reports[1].layers
@@ -275,12 +293,12 @@ def test_a_layer_that_works_in_place_is_measured_on_what_it_got() -> None:
 
 def test_a_layer_used_twice_has_two_rows() -> None:
     relu = nn.ReLU()
-    report = equivariance_report(seeded(lift(), relu, conv(), relu), inside(33), BY_ONE)
+    report = equivariance_report(seeded(lift(), relu, conv(), relu), inside(33), [STEP])
     assert [layer.name for layer in report.layers] == ["0", "1", "2", "1 (2)"]
 
 
 def test_default_images_and_factors() -> None:
-    report = equivariance_report(create_model("mnist_ses_vector_28", channels=(2, 2, 2), hidden=4))
+    report = equivariance_report(create_model("mnist_ses_vector_28", channels=(1, 1, 1), hidden=2))
     assert report.size == (28, 28)
     assert report.factors == pytest.approx((1 / 3, 3**-0.5, 3**0.5, 3.0), rel=0.01)
     plain = equivariance_report(nn.Conv2d(2, 2, 3), size=(33, 35))
@@ -409,6 +427,38 @@ def test_layers_of_single_pixels_are_told_from_others(function, local: bool) -> 
     x = torch.randn(1, channels, 3, 8, 9, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert looks_at_single_pixels(function, x) == local
+
+
+# --- the page ---
+
+
+def rows_of_the_page() -> list[tuple[str, str, float]]:
+    """Expression, cause and percent of the rows that have one of each."""
+    cause, rows = "", []
+    for line in PAGE.read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) != 4:
+            continue
+        cause = cells[1] or cause
+        expressions, numbers = (
+            re.findall(r"`(measure\(.*?\))`", cells[2]),
+            re.findall(r"([\d.]+) %", cells[3]),
+        )
+        if len(expressions) == len(numbers) == 1:
+            rows.append((expressions[0], cause, float(numbers[0])))
+    return rows
+
+
+def test_the_numbers_of_the_page_are_those_of_its_snippet() -> None:
+    (snippet,) = [code for code in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+                  if "def measure" in code]  # fmt: skip
+    names: dict[str, Any] = {}
+    exec(snippet.replace("print(", "("), names)
+    rows = rows_of_the_page()
+    assert len(rows) >= 9
+    for expression, cause, percent in rows:
+        measured = 100 * eval(expression, names).part(cause)
+        assert measured == pytest.approx(percent, rel=0.06, abs=0.06), expression
 
 
 # --- what is refused ---

@@ -37,6 +37,9 @@ _SEARCHED: Final = 4.0
 # What a kernel may cut off of its filters, of their norm.
 _CUT: Final = 0.01
 
+# An error so small is not taken apart further.
+_NEGLIGIBLE: Final = 1e-3
+
 # The cosine of two functions from which on they count as the same one, cut in two places.
 _SAME: Final = 0.99
 
@@ -82,6 +85,8 @@ def own_error(step: Step, features: Features, scaling: Scaling) -> OwnError | No
     energies: dict[Cause, float] = dict.fromkeys(CAUSES, 0.0)
     left = first**2
     for experiment in _ladder(layer, features, scaling):
+        if left <= _NEGLIGIBLE**2:
+            break
         error = _tried(experiment, features, scaling)
         if error is not None and error**2 < left:
             energies[experiment.removes] += left - error**2
