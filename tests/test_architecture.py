@@ -29,7 +29,7 @@ FLOORS = {
     "models": 3, "data": 3, "deploy": 3,
     "train": 4,
     "experiments": 5,
-    "report": 6, "catalogue": 6,
+    "report": 6, "catalogue": 6, "choose": 6,
     "cli": 7, "__main__": 8,
 }  # fmt: skip
 

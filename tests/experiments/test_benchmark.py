@@ -447,8 +447,8 @@ def test_growth_is_the_peak_and_not_what_is_left() -> None:
 
     ballast = torch.ones(4 * size, dtype=torch.uint8)  # an older peak must not hide the step's
     del ballast
-    assert 0.97 * size < memory._growth(step, CPU) < 1.3 * size, "the kernel counts pages in lots"
-    assert memory._growth(lambda: None, CPU) < size / 10
+    assert 0.97 * size < memory.peak_growth(step, CPU) < 1.3 * size, "the kernel counts pages in lots"
+    assert memory.peak_growth(lambda: None, CPU) < size / 10
 
 
 def test_a_process_of_its_own_knows_nothing_of_this_one() -> None:

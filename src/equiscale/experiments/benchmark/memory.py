@@ -100,7 +100,7 @@ def peak_memory(task: MemoryTask) -> int:
         contender.network.to(device)
         step = make_step(contender, task.subject, task.mode, settings.precision)
         _rehearse(contender, task)
-        return _growth(step, device)
+        return peak_growth(step, device)
 
 
 def _rehearse(contender: Contender, task: MemoryTask) -> None:
@@ -109,7 +109,8 @@ def _rehearse(contender: Contender, task: MemoryTask) -> None:
     make_step(copy, few, task.mode, task.settings.precision)()
 
 
-def _growth(step: Callable[[], object], device: torch.device) -> int:
+def peak_growth(step: Callable[[], object], device: torch.device) -> int:
+    """Bytes that two steps take at their peak on top of what there is before, as `peak_memory` measures."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
