@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from equiscale import basis, data, deploy, functional, models, nn, testing
     from equiscale.basis import HermiteBasis, SteerableBasis
-    from equiscale.deploy import ConversionPolicy, convert, load_published_state_dict
+    from equiscale.deploy import ConversionPolicy, convert, export, fold, load_published_state_dict
     from equiscale.functional.algorithms import algorithm
     from equiscale.functional.algorithms.autotune import autotune, clear_autotune
     from equiscale.models import create_model, list_models
@@ -28,6 +28,8 @@ _HOMES = {
     "clear_autotune": "equiscale.functional.algorithms.autotune",
     "convert": "equiscale.deploy",
     "create_model": "equiscale.models",
+    "export": "equiscale.deploy",
+    "fold": "equiscale.deploy",
     "list_models": "equiscale.models",
     "load_published_state_dict": "equiscale.deploy",
 }
@@ -46,6 +48,8 @@ __all__ = [
     "create_model",
     "data",
     "deploy",
+    "export",
+    "fold",
     "functional",
     "list_models",
     "load_published_state_dict",

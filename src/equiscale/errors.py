@@ -51,3 +51,7 @@ class BenchmarkError(EquiscaleError, RuntimeError):
 
 class MissingExtraError(EquiscaleError, ImportError):
     """An optional dependency that is not installed."""
+
+
+class ExportError(EquiscaleError, RuntimeError):
+    """A network that cannot be exported, or an exported file that does not compute the same."""

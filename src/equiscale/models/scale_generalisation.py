@@ -137,6 +137,11 @@ class AnySizeNetwork(nn.Module):
         self.main = main
         self.linear = nn.Linear(settings.channels[-1], settings.num_classes)
 
+    @property
+    def example_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of images that it takes."""
+        return self.settings.in_channels, max(64, self.smallest), max(64, self.smallest)
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``(B, num_classes)`` of images ``(B, C, H, W)``."""
         if x.ndim != 4 or x.shape[1] != self.settings.in_channels or min(x.shape[2:]) < self.smallest:

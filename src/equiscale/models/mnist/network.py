@@ -90,9 +90,14 @@ class MnistNetwork(nn.Module):
             nn.Linear(settings.hidden, settings.num_classes),
         )
 
+    @property
+    def example_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images that it takes."""
+        return self.settings.in_channels, IMAGE_SIZE, IMAGE_SIZE
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``(B, num_classes)`` of images ``(B, C, 28, 28)``."""
-        expected = (self.settings.in_channels, IMAGE_SIZE, IMAGE_SIZE)
+        expected = self.example_shape
         if x.ndim != 4 or tuple(x.shape[1:]) != expected:
             raise ShapeError(
                 f"MnistNetwork: expected images (B, {', '.join(map(str, expected))}), got {tuple(x.shape)}"

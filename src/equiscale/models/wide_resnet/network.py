@@ -249,6 +249,11 @@ class WideResNet(nn.Module):
             elif next(module.parameters(recurse=False), None) is not None:
                 self.method.reset(module, generator)
 
+    @property
+    def example_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of images that it takes: those of STL-10."""
+        return self.settings.in_channels, 96, 96
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``(B, num_classes)`` of images ``(B, C, H, W)``."""
         if x.ndim != 4 or x.shape[1] != self.settings.in_channels:
