@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from equiscale.cli import app
 from equiscale.data import dataset_info, load
-from equiscale.errors import ModelError, SettingError
+from equiscale.errors import CheckpointError, ModelError, SettingError
 from equiscale.experiments import execute, runner
 from equiscale.experiments.execute import (
     RunOptions,
@@ -26,6 +26,7 @@ from equiscale.experiments.plan import Selection, ad_hoc_run, plan_runs
 from equiscale.experiments.records import RunSettings, read_record, record_path
 from equiscale.experiments.spec import Augmentation, Treatment, load_suite, make_protocol
 from equiscale.models import create_model
+from equiscale.models.weights import load as load_network
 from equiscale.train import EpochResult
 
 TINY_WRN = (("dropout", 0.1), ("width", 1))
@@ -269,6 +270,25 @@ def test_pictures_that_fail_do_not_cost_the_result(tmp_path: Path, monkeypatch: 
     assert weights_path(tmp_path, run).exists()
 
 
+def test_weights_that_cannot_be_a_networks_file_are_left_as_plain_tensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise CheckpointError("expected another network")
+
+    run = digits(epochs=1)
+    assert execute_run(run, RunOptions(tmp_path)).notes == ()
+    expected = load_file(weights_path(tmp_path, run))
+    assert load_network(weights_path(tmp_path, run)).settings.hidden == 16
+    monkeypatch.setattr(execute, "save", refuse)
+    record = execute_run(run, RunOptions(tmp_path / "plain"))
+    assert record.notes == ("weights as plain tensors: expected another network",)
+    found = load_file(weights_path(tmp_path / "plain", run))
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    with pytest.raises(CheckpointError, match="build the network with create_model and load them"):
+        load_network(weights_path(tmp_path / "plain", run))
+
+
 def test_what_was_measured_on_a_machine_does_not_reach_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -410,3 +430,4 @@ def test_networks_of_every_kind_leave_a_record_and_weights(model: str, tmp_path:
     assert record.notes == ()
     network = create_model(model, channels=(2, 3, 4), hidden=8)
     network.load_state_dict(load_file(weights_path(tmp_path, settings)))
+    assert load_network(weights_path(tmp_path, settings)).settings == network.settings

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -144,7 +145,8 @@ def test_a_missing_file_says_where_to_get_it(manifest: Path) -> None:
     with pytest.raises(
         CheckpointError,
         match=r"trained weights of 'mnist_cnn_28' at .*, got: No such file.*; get "
-        r"weights/mnist_cnn_28.safetensors of the source repository and name its folder in EQUISCALE_WEIGHTS_DIR",
+        r"weights/mnist_cnn_28.safetensors of the source repository and name its folder in "
+        r"EQUISCALE_WEIGHTS_DIR",
     ):
         create_model("mnist_cnn_28", pretrained=True)
 
@@ -273,6 +275,15 @@ def test_the_table_of_the_document_is_the_manifests(tmp_path: Path) -> None:
     assert copy.read_text() == document.read_text(), f"run: python {TOOL.name} table --into docs/weights.md"
     for name in list_pretrained():
         assert f"| `{name}` |" in document.read_text()
+
+
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "weights.md").read_text(), flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("code", BLOCKS, ids=[f"block {index + 1}" for index in range(len(BLOCKS))])
+def test_the_documents_code_runs(code: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(code, {})
+    assert len(BLOCKS) == 5
 
 
 def test_weights_of_a_run_hold_its_settings_and_normalisation(finished: tuple[Path, RunRecord]) -> None:

@@ -152,7 +152,8 @@ def _value(value: object, hint: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         return _optional(value, hint, where)
     if origin is Literal:
-        return value if value in get_args(hint) and isinstance(value, str) else _refuse(hint, where, value)
+        known = " or ".join(map(repr, get_args(hint)))
+        return value if isinstance(value, str) and value in get_args(hint) else _refuse(known, where, value)
     if origin is tuple:
         return _tuple(value, get_args(hint), where)
     if hint is SteerableBasis:

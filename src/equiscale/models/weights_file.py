@@ -259,7 +259,7 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
     except CheckpointError:
         raise
-    except (OSError, SafetensorError, ValueError, RuntimeError, OverflowError) as error:
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"expected a complete safetensors file at {path}, got: {error}; get it anew"
         ) from error
