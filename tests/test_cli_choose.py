@@ -28,10 +28,9 @@ def pictures(tmp_path: Path) -> Path:
     x = np.arange(48) - 23.5
     for number in range(6):
         deviation = 2.0 * 2.0 ** (number / 5)
-        pixels = 200 * np.exp(-(x[:, None] ** 2 + x**2) / (2 * deviation**2)) + generator.uniform(
-            0, 2, (48, 48)
-        )
-        path = tmp_path / "pictures" / "train" / "blob" / f"{number}.png"
+        blob = 200 * np.exp(-(x[:, None] ** 2 + x**2) / (2 * deviation**2))
+        pixels = blob + generator.uniform(0, 2, (48, 48))
+        path = tmp_path / "pictures" / "train" / f"kind-{number % 2}" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.astype(np.uint8)).save(path)
     return tmp_path / "pictures"
