@@ -7,7 +7,7 @@ RESULTS := runs
 SUITE := digits-scale
 TORCH := $(shell grep '^torch==' constraints.txt)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-SOURCES := src tests benchmarks
+SOURCES := src tests benchmarks examples tools
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev reproduce test check lint types format readme clean
@@ -65,6 +65,7 @@ readme: $(VENV)/installed ## Write the README's tables from the committed record
 	@$(BIN)/equiscale bench --read results/benchmarks/wrn.json --into docs/benchmarks.md
 	@$(BIN)/python benchmarks/equivariance.py --read --into docs/bases.md
 	@$(BIN)/python benchmarks/startup.py --read --into docs/speed.md
+	@$(BIN)/python tools/add_pretrained.py table --into docs/weights.md
 	@$(BIN)/python benchmarks/throughput.py --read --into docs/experiments.md
 
 clean: ## Remove .venv and caches (never results)

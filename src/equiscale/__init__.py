@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from equiscale.functional.algorithms import algorithm
     from equiscale.functional.algorithms.autotune import autotune, clear_autotune
     from equiscale.models import create_model, list_models
+    from equiscale.models.weights import load, save
     from equiscale.scales import ScaleGrid
 
 __version__ = "0.1.0"
@@ -31,7 +32,9 @@ _HOMES = {
     "export": "equiscale.deploy",
     "fold": "equiscale.deploy",
     "list_models": "equiscale.models",
+    "load": "equiscale.models.weights",
     "load_published_state_dict": "equiscale.deploy",
+    "save": "equiscale.models.weights",
 }
 
 __all__ = [
@@ -52,9 +55,11 @@ __all__ = [
     "fold",
     "functional",
     "list_models",
+    "load",
     "load_published_state_dict",
     "models",
     "nn",
+    "save",
     "testing",
 ]
 
