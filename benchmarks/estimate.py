@@ -1,0 +1,140 @@
+"""How far is an estimate from what is measured? Steps of the real batch against equiscale.choose.estimate.
+
+Times are of the processor with one thread, the fastest of some steps; memory is that of a process of its own,
+as in the benchmark. Writes one JSON record, and with --into a table.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+
+from equiscale._files import atomic_path
+from equiscale.choose.estimate import EstimateOptions, StepCost, estimate
+from equiscale.choose.step import StepTask, make_step, peak_bytes, seconds
+from equiscale.experiments import provenance
+from equiscale.models import create_model, model_entry
+from equiscale.report.tables import insert_into
+from equiscale.train import Numerics, OptimizerSettings
+
+DEFAULT_OUTPUT = Path("results/benchmarks/estimate.json")
+WANTED = 0.2  # the largest relative miss
+
+# Images a step, and their side.
+NETWORKS = {
+    "mnist_cnn_28": (128, 28),
+    "mnist_ses_scalar_28": (128, 28),
+    "mnist_ses_vector_28": (128, 28),
+    "mnist_ses_vector_56": (128, 28),
+    "mnist_dss_vector_28": (128, 28),
+    "wrn_10_1": (64, 96),
+    "wrn_10_1_ses_b": (32, 96),
+}
+REPEATS = 2
+
+
+def measure(name: str, patience: float) -> dict[str, object]:
+    batch, size = NETWORKS[name]
+    channels = model_entry(name).settings.in_channels
+    torch.manual_seed(0)
+    model = create_model(name)
+    started = time.perf_counter()
+    found = estimate(
+        model, (batch, channels, size, size), options=EstimateOptions(device="cpu", patience=patience)
+    )
+    row: dict[str, object] = {
+        "model": name,
+        "batch": batch,
+        "size": size,
+        "estimated_in": time.perf_counter() - started,
+        "modes": {},
+    }
+    for mode, estimated in (("train", found.train), ("evaluate", found.evaluate)):
+        task = StepTask(
+            model, (channels, size, size), batch, batch, mode, "cpu", Numerics(), OptimizerSettings()
+        )
+        (taken,) = seconds([make_step(task)], REPEATS, "cpu")
+        row["modes"][mode] = compared(estimated, taken, peak_bytes(task))
+    return row
+
+
+def compared(estimated: StepCost, taken: float, peak: int) -> dict[str, float]:
+    return {
+        "measured_images": estimated.measured_images,
+        "estimated_seconds": estimated.seconds,
+        "seconds": taken,
+        "estimated_bytes": estimated.peak_bytes,
+        "bytes": peak,
+    }
+
+
+def markdown(record: dict) -> str:
+    lines = [
+        "| network | batch | step | measured with | time, estimated | measured | ratio "
+        "| memory, estimated | measured | ratio |",
+        "|---|--:|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    ratios = []
+    for result in record["results"]:
+        for mode, found in result["modes"].items():
+            time_ratio = found["estimated_seconds"] / found["seconds"]
+            memory_ratio = found["estimated_bytes"] / found["bytes"]
+            ratios += [time_ratio, memory_ratio]
+            lines.append(
+                f"| `{result['model']}` | {result['batch']} | {mode} | {found['measured_images']} "
+                f"| {1e3 * found['estimated_seconds']:.0f} ms | {1e3 * found['seconds']:.0f} ms "
+                f"| {shown(time_ratio)} | {found['estimated_bytes'] / 1e6:.0f} MB "
+                f"| {found['bytes'] / 1e6:.0f} MB | {shown(memory_ratio)} |"
+            )
+    near = sum(abs(ratio - 1) <= WANTED for ratio in ratios)
+    lines.append(
+        f"\n{near} of {len(ratios)} estimates are within {100 * WANTED:.0f} % of the measured; "
+        "the others are in bold."
+    )
+    return "\n".join(lines)
+
+
+def shown(ratio: float) -> str:
+    return f"{ratio:.2f}" if abs(ratio - 1) <= WANTED else f"**{ratio:.2f}**"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--patience", type=float, default=0.2, help="as of EstimateOptions, in seconds")
+    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
+    parser.add_argument("--into", type=Path, help="write the table into this document")
+    parser.add_argument("--read", action="store_true", help="do not measure, read the record")
+    arguments = parser.parse_args()
+    if not arguments.read:
+        torch.set_num_threads(1)
+        commit, clean = provenance.commit()
+        results = []
+        for name in NETWORKS:
+            results.append(measure(name, arguments.patience))
+            print(f"measured {name} in {results[-1]['estimated_in']:.0f} s and more")
+        record = {
+            "benchmark": "estimate",
+            "patience": arguments.patience,
+            "results": results,
+            "machine": provenance.machine(torch.device("cpu")),
+            "versions": provenance.versions(),
+            "commit": commit,
+            "clean": clean,
+            "finished": provenance.now(),
+        }
+        with atomic_path(arguments.output) as temporary:
+            temporary.write_text(json.dumps(record, indent=1) + "\n")
+        print(f"Wrote {arguments.output}")
+    record = json.loads(arguments.output.read_text())
+    print(markdown(record))
+    if arguments.into:
+        insert_into(arguments.into, "estimate", markdown(record))
+        print(f"Wrote the table into {arguments.into}")
+
+
+if __name__ == "__main__":
+    main()
