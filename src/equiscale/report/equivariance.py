@@ -117,7 +117,7 @@ def _paint_curves(axes: Axes, report: Mapping[str, Any], layers: Sequence[Mappin
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("scale factor of the image (grey: the layers, the last darkest)")
+    axes.set_xlabel("scale factor (grey: the layers, the last darkest)")
     axes.xaxis.label.set_fontsize(8.5)
     axes.set_title("error from the image on", fontsize=11, fontweight="bold", loc="left", pad=10)
     _label_output(axes, factors, report["output"])

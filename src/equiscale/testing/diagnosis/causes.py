@@ -108,6 +108,8 @@ def _tried(experiment: _Experiment, features: Features, scaling: Scaling) -> flo
 
 
 def _ladder(layer: Layer, features: Features, scaling: Scaling) -> Iterator[_Experiment]:
+    if not _has_pixels(layer.function(features.plain)):
+        return
     mixes = _mixes_scales(layer, features.plain)
     if looks_at_single_pixels(layer.function, features.plain) and not mixes:
         return
@@ -131,6 +133,10 @@ def _ladder(layer: Layer, features: Features, scaling: Scaling) -> Iterator[_Exp
         lattice = replace(layer.lattice, reach=layer.lattice.reach + uncut.extra)
         pair = without_axis_ends(replace(layer, module=uncut.module), uncut.module, features.plain, scaling)
         yield _Experiment("kernel", replace(pair, lattice=lattice), conditions)
+
+
+def _has_pixels(y: Tensor) -> bool:
+    return y.ndim > 2 and min(y.shape[-2:]) > 1
 
 
 def _plain(layer: Layer) -> Pair:
