@@ -46,8 +46,8 @@ def trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
 
     Returns:
         A module that computes the same; ``node.meta["example"]`` of every node holds its value. Nodes that
-        were told the mode have ``node.meta["mode"]``, and ``meta["mode"]`` of the module names the modules
-        that decide by their mode: as in evaluation.
+        were told the mode have ``node.meta["mode"]``; ``meta["mode"]`` of the module has the names and the
+        types of the modules that decide by their mode: as in evaluation.
 
     Raises:
         ModelError: If the network decides by values, writes into a part of what it uses again, computes for
@@ -80,7 +80,9 @@ def trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
             module.training = mode
     drop_unused(graph)
     traced = fx.GraphModule(tracer.root, graph, type(model).__name__)
-    traced.meta[MODE] = tuple(name for name, module in model.named_modules() if module in tracer.asked)
+    traced.meta[MODE] = {
+        name: type(module).__name__ for name, module in model.named_modules() if module in tracer.asked
+    }
     return traced
 
 
@@ -136,7 +138,8 @@ class _GuidedTracer(fx.Tracer):
         args, kwargs = fx.node.map_aggregate((args, kwargs), lambda a: False if isinstance(a, _Mode) else a)
         node = super().create_node(kind, target, args, kwargs, *more, **others)
         self.computing = True
-        node.meta |= {EXAMPLE: self._value(node), _BY_VALUES: _by_values(node)}
+        node.meta[EXAMPLE] = self._value(node)
+        node.meta[_BY_VALUES] = _by_values(node)
         self.computing = False
         if told:
             node.meta[MODE] = True
@@ -191,10 +194,8 @@ def _seeded(compute: Callable[[], Any]) -> Any:
 
 def _agree(a: Any, b: Any) -> bool:
     """Whether two outputs, maybe of several tensors, are the same."""
-    (those, how), (these, too) = tree_flatten(a), tree_flatten(b)
-    if len(those) != len(these) or (how != too and not isinstance(a, tuple | list)):
-        return False
-    return all(_equal(x, y) for x, y in zip(those, these, strict=True))
+    those, these = tree_flatten(a)[0], tree_flatten(b)[0]
+    return len(those) == len(these) and all(_equal(x, y) for x, y in zip(those, these, strict=True))
 
 
 def _equal(x: Any, y: Any) -> bool:
@@ -242,9 +243,7 @@ def _version(node: fx.Node) -> list[int]:
 
 def _overlap(value: Any, written: fx.Node) -> bool:
     those = {_storage(x) for x in tree_flatten(value)[0] if isinstance(x, Tensor)}
-    return any(
-        _storage(x) in those for x in tree_flatten(written.meta[EXAMPLE])[0] if isinstance(x, Tensor)
-    )
+    return any(_storage(x) in those for x in tree_flatten(written.meta[EXAMPLE])[0] if isinstance(x, Tensor))
 
 
 def _storage(x: Tensor) -> int:
@@ -260,9 +259,16 @@ def _place_of(value: Any) -> Any:
 # --- graphs ---
 
 
-def evaluate(node: fx.Node, root: nn.Module) -> Any:
-    """The value of a node, from the examples of those that it uses and the modules of the root."""
+def evaluate(node: fx.Node, root: nn.Module, *, keep: bool = False) -> Any:
+    """The value of a node, from the examples of those that it uses and the modules of the root.
+
+    With ``keep`` the examples keep their values, even if the node writes into its inputs.
+    """
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda used: used.meta[EXAMPLE])
+    if keep:
+        args, kwargs = fx.node.map_aggregate(
+            (args, kwargs), lambda x: x.clone() if isinstance(x, Tensor) else x
+        )
     if node.op == "get_attr":
         return operator.attrgetter(str(node.target))(root)
     if node.op == "call_module":

@@ -1,5 +1,7 @@
 """Any module of images, applied to a scale map scale by scale."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from equiscale._typing import ScaleMap
@@ -38,14 +40,15 @@ class ScaleWise(nn.Module):
         super().__init__()
         self.module = module
 
-    def forward(self, x: Tensor) -> ScaleMap:
-        """Map ``(B, C, S, H, W)`` to ``(B, C', S, H', W')``."""
+    def forward(self, x: Tensor, *args: Any, **options: Any) -> ScaleMap:
+        """Map ``(B, C, S, H, W)`` to ``(B, C', S, H', W')``; what else is given, the module is given."""
         check_scale_map("ScaleWise", x)
         images = x.transpose(1, 2).flatten(0, 1)  # (B*S, C, H, W)
-        y: Tensor = self.module(images)
-        if y.ndim != 4 or y.shape[0] != images.shape[0]:
+        y = self.module(images, *args, **options)
+        if not isinstance(y, Tensor) or y.ndim != 4 or y.shape[0] != images.shape[0]:
+            got = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
             raise ShapeError(
                 f"ScaleWise: expected {type(self.module).__name__} to map images (B, C, H, W) to images, got "
-                f"{tuple(y.shape)} from {tuple(images.shape)}; project the scale map first"
+                f"{got} from {tuple(images.shape)}; project the scale map first"
             )
         return y.reshape(-1, x.shape[2], *y.shape[1:]).transpose(1, 2)  # (B, C', S, H', W')

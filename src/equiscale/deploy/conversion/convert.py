@@ -1,13 +1,15 @@
 """The conversion of a network: traced where that is possible, else module by module."""
 
+from copy import deepcopy
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from equiscale.basis import basis_entry
 from equiscale.deploy.conversion.graph import GraphConverter
-from equiscale.deploy.conversion.modules import convert_modules
+from equiscale.deploy.conversion.modules import check_between_modules, convert_modules
 from equiscale.deploy.conversion.policy import (
     BasisChoice,
     ConversionPolicy,
@@ -18,7 +20,7 @@ from equiscale.deploy.conversion.policy import (
 )
 from equiscale.deploy.conversion.report import ConversionReport, ModuleFate
 from equiscale.deploy.tracing import trace
-from equiscale.errors import EquiscaleError, ModelError, SettingError
+from equiscale.errors import EquiscaleError, ModelError, SettingError, ShapeError
 from equiscale.functional.algorithms import algorithm
 from equiscale.nn import SteerableConv2d
 from equiscale.scales import ScaleGrid
@@ -67,7 +69,9 @@ def convert(
         The converted network, in the original's mode, and the report.
 
     Raises:
-        SettingError: For an unknown word, or a reference scale that the grid does not have.
+        SettingError: For an unknown word or name, or a reference scale that the grid does not have.
+        BasisError: For an unknown name of a basis.
+        ShapeError: If the example is not an image batch.
         ModelError: If nothing can be converted, or the network fails for the example.
 
     Exactness:
@@ -90,8 +94,14 @@ def convert(
         raise SettingError(f"expected init to be pretrained or fresh, got {init!r}")
     if not isinstance(grid, ScaleGrid):
         raise SettingError(f"expected a ScaleGrid, got {grid!r}; write ScaleGrid({grid!r})")
+    if not isinstance(example, Tensor) or example.ndim != 4:
+        got = tuple(example.shape) if isinstance(example, Tensor) else type(example).__name__
+        raise ShapeError(f"expected an example (B, C, H, W), a tensor, got {got}")
+    if isinstance(basis, str) and basis != "pixel":
+        basis_entry(basis)
+    policy.check_names([name for name, _ in model.named_modules()])
     filters = Filters(grid, basis, policy.reference_index(grid), init == "pretrained")
-    converted, fates, traced = _converted(model, example, policy, filters)
+    converted, fates, traced = _converted(deepcopy(model), example, policy, filters)
     if not any(isinstance(module, SteerableConv2d) for module in converted.modules()):
         reasons = "; ".join(f"{fate.name}: {fate.note}" for fate in fates if fate.note)
         raise ModelError(
@@ -100,7 +110,7 @@ def convert(
         )
     if init == "fresh":
         _draw_anew(converted)
-    converted.train(model.training)
+    _follow_modes(converted, model)
     report = ConversionReport(
         tuple(fates),
         (_parameters(model), _parameters(converted)),
@@ -117,12 +127,8 @@ def _converted(
         traced = trace(model, example)
     except ModelError as error:
         return (*_module_by_module(model, example, policy, filters, why=error), False)
-    mode = model.training
-    try:
-        converter = GraphConverter(traced.eval(), policy, filters)
-        return converter.convert(), converter.fates, True
-    finally:
-        model.train(mode)
+    converter = GraphConverter(traced.eval(), policy, filters)
+    return converter.convert(), converter.fates, True
 
 
 def _module_by_module(
@@ -131,12 +137,22 @@ def _module_by_module(
     try:
         converted, fates = convert_modules(model, example, policy, filters)
         with torch.no_grad():
-            converted.eval()(example)
-    except (EquiscaleError, RuntimeError, TypeError, ValueError, IndexError) as error:
+            converted.eval()(example.clone())
+        check_between_modules(model, example, policy, filters)
+    except (EquiscaleError, RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise ModelError(
             f"expected a network that can be traced or converted module by module, got: {why}; and: {error}"
         ) from error
     return converted, fates
+
+
+def _follow_modes(converted: nn.Module, model: nn.Module) -> None:
+    """The original's mode, also where parts of it are frozen."""
+    converted.train(model.training)
+    names = {name for name, _ in converted.named_modules()}
+    for name, module in model.named_modules():
+        if module.training != model.training and name in names:
+            converted.get_submodule(name).train(module.training)
 
 
 def _draw_anew(model: nn.Module) -> None:
@@ -152,11 +168,9 @@ def _parameters(model: nn.Module) -> int:
 
 def _multiply_adds(model: nn.Module, example: Tensor) -> int:
     """Of one image, in evaluation; convolutions at the window of every scale."""
-    mode = model.training
-    counter = FlopCounterMode(display=False)
-    try:
-        with torch.no_grad(), algorithm("cropped"), counter:
-            model.eval()(example)
-    finally:
-        model.train(mode)
+    counter, copied = FlopCounterMode(display=False), deepcopy(model).eval()
+    with torch.no_grad(), algorithm("cropped"):
+        copied(example.clone())  # which makes the filters: they are kept
+        with counter:
+            copied(example.clone())
     return counter.get_total_flops() // 2 // max(len(example), 1)

@@ -100,8 +100,18 @@ def _pointwise(conv: nn.Conv2d) -> Counterpart:
         groups=conv.groups,
         bias=conv.bias is not None,
     )
-    layer.load_state_dict(conv.state_dict())
+    layer.to(conv.weight)
+    _carry_over(layer, weight=conv.weight, bias=conv.bias)
     return Counterpart(layer)
+
+
+@torch.no_grad()
+def _carry_over(layer: nn.Module, **tensors: Tensor | None) -> None:
+    """Values, and whether they learn."""
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            own = layer.get_parameter(name)
+            own.copy_(tensor.view(own.shape)).requires_grad_(tensor.requires_grad)
 
 
 def _options(conv: nn.Conv2d, filters: Filters) -> dict[str, Any]:
@@ -132,9 +142,7 @@ def _with_filters(layer: SteerableConv2d, conv: nn.Conv2d, filters: Filters) -> 
     if not filters.pretrained:
         return Counterpart(layer)
     weight, residual = project_filters(conv.weight, layer.basis, scale=filters.reference)
-    layer.weight.copy_(weight.view(layer.weight.shape))
-    if layer.bias is not None and conv.bias is not None:
-        layer.bias.copy_(conv.bias)
+    _carry_over(layer, weight=weight.requires_grad_(conv.weight.requires_grad), bias=conv.bias)
     return Counterpart(layer, residual=residual)
 
 
@@ -146,12 +154,15 @@ def _batch_norm(norm: nn.BatchNorm2d, _: Filters) -> Counterpart:
         affine=norm.affine,
         track_running_stats=norm.track_running_stats,
     )
-    layer.load_state_dict(norm.state_dict())
-    return Counterpart(_placed(layer, norm))
+    _placed(layer, norm).load_state_dict(norm.state_dict())
+    _carry_over(layer, weight=norm.weight, bias=norm.bias)
+    return Counterpart(layer)
 
 
-def _max_pool(pool: nn.MaxPool2d, _: Filters) -> Counterpart:
-    if pool.return_indices or not _is_one(pool.dilation) or pool.ceil_mode or not _is_square(pool):
+def _max_pool(pool: nn.MaxPool2d, _: Filters) -> Counterpart | None:
+    if pool.return_indices:
+        return None
+    if not _is_one(pool.dilation) or pool.ceil_mode or not _is_square(pool):
         return Counterpart(ScaleWise(deepcopy(pool)))
     kernel, stride, padding = (_one(size) for size in (pool.kernel_size, pool.stride, pool.padding))
     return Counterpart(ScaleMaxPool2d(kernel, stride=stride, padding=padding))
@@ -166,7 +177,7 @@ def _avg_pool(pool: nn.AvgPool2d, _: Filters) -> Counterpart:
 
 
 def _dropout(dropout: nn.Dropout2d, _: Filters) -> Counterpart:
-    return Counterpart(ScaleDropout2d(dropout.p) if dropout.p < 1 else deepcopy(dropout))
+    return Counterpart(ScaleDropout2d(dropout.p) if dropout.p < 1 else ScaleWise(deepcopy(dropout)))
 
 
 def _transposed(conv: nn.ConvTranspose2d, _: Filters) -> Counterpart:
@@ -197,7 +208,7 @@ def _is_square(pool: nn.MaxPool2d | nn.AvgPool2d) -> bool:
     return all(isinstance(size, int) or len(set(size)) == 1 for size in sizes)
 
 
-_RULES: dict[type[nn.Module], Callable[[Any, Filters], Counterpart]] = {
+_RULES: dict[type[nn.Module], Callable[[Any, Filters], Counterpart | None]] = {
     nn.Conv2d: _conv,
     nn.ConvTranspose2d: _transposed,
     nn.BatchNorm2d: _batch_norm,

@@ -1,7 +1,7 @@
 """Where the scale axis is born and projected, and with which filters."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final, Literal, get_args
@@ -51,6 +51,8 @@ class ConversionPolicy:
                 f"expected project to be one of {', '.join(get_args(Where))} or a tuple of names, "
                 f"got {self.project!r}"
             )
+        if isinstance(self.lift, str):
+            raise SettingError(f"expected lift to be a tuple of names, got {self.lift!r}; write a comma")
         if self.projection not in get_args(Projection) or self.projection == "argmax-scale":
             raise SettingError(f"expected a projection of max, mean or logsumexp, got {self.projection!r}")
 
@@ -61,6 +63,19 @@ class ConversionPolicy:
     def lifts_at(self, name: str) -> bool:
         """Whether this convolution may lift."""
         return any(_belongs(name, pattern) for pattern in self.lift)
+
+    def check_names(self, names: Sequence[str]) -> None:
+        """Whether the network has what is named.
+
+        Raises:
+            SettingError: For a name that stands for nothing in it.
+        """
+        named = () if isinstance(self.project, str) else self.project
+        for pattern in (*named, *self.lift):
+            if not any(_belongs(name, pattern) for name in names):
+                raise SettingError(
+                    f"expected names of modules, got {pattern!r}, which the network does not have"
+                )
 
     def reference_index(self, grid: ScaleGrid) -> int:
         """The place in the grid of the scale of the pretrained filters.

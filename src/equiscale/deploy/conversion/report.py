@@ -1,9 +1,11 @@
 """What became of every module of a converted network."""
 
 from dataclasses import asdict, dataclass
+from textwrap import wrap
 from typing import Any
 
 _NAME, _BEFORE, _AFTER = 26, 18, 22
+_PAGE, _INDENT = 80, "    "
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,10 @@ class ConversionReport:
 def _lines(fate: ModuleFate) -> list[str]:
     residual = "" if fate.residual is None else f"{fate.residual:.1e}"
     name = fate.name if len(fate.name) < _NAME else f"…{fate.name[-_NAME + 2 :]}"
-    line = (
-        f"{name:<{_NAME}}{fate.before:<{_BEFORE}}{fate.after or 'as it was':<{_AFTER}}{residual:>12}".rstrip()
-    )
-    return [line, f"    {fate.note}"] if fate.note else [line]
+    before, after = _cut(fate.before, _BEFORE), _cut(fate.after or "as it was", _AFTER)
+    line = f"{name:<{_NAME}}{before:<{_BEFORE}}{after:<{_AFTER}}{residual:>12}".rstrip()
+    return [line, *wrap(fate.note, _PAGE, initial_indent=_INDENT, subsequent_indent=_INDENT)]
+
+
+def _cut(word: str, width: int) -> str:
+    return word if len(word) < width else f"{word[: width - 2]}…"
