@@ -1,6 +1,7 @@
 """``equiscale suggest`` and ``equiscale estimate``: what they print, write and refuse."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -155,3 +156,9 @@ def test_the_plot_names_the_chosen_one_and_the_budget(tmp_path: Path) -> None:
         draw_trade_off([], tmp_path / "plot.svg", budget=4.0)
     with pytest.raises(SettingError, match=r"expected a file of \.png, \.svg, \.pdf, got plot\.bmp"):
         draw_trade_off(options, Path("plot.bmp"), budget=4.0)
+
+
+def test_the_documents_code_works() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "choosing-scales.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    exec(compile(block, "docs/choosing-scales.md", "exec"), {})
