@@ -51,4 +51,4 @@ class ScaleWise(nn.Module):
                 f"ScaleWise: expected {type(self.module).__name__} to map images (B, C, H, W) to images, got "
                 f"{got} from {tuple(images.shape)}; project the scale map first"
             )
-        return y.reshape(-1, x.shape[2], *y.shape[1:]).transpose(1, 2)  # (B, C', S, H', W')
+        return y.reshape(x.shape[0], x.shape[2], *y.shape[1:]).transpose(1, 2)  # (B, C', S, H', W')
