@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 SOURCES := src tests benchmarks examples tools
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev reproduce test check lint types format readme clean
+.PHONY: help install install-dev reproduce test docs check lint types format readme clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,10 @@ lint: $(VENV)/installed-dev ## Check format and style
 types: $(VENV)/installed-dev ## Check types, strictly
 	@$(BIN)/mypy
 
+docs: $(VENV)/installed-dev ## Build the documentation in docs/_build, and run the examples; warnings are errors
+	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build
+	@echo "Wrote docs/_build/index.html"
+
 check: lint types test ## Everything that must hold before a change lands
 
 format: $(VENV)/installed-dev ## Format the code
@@ -66,6 +70,7 @@ readme: $(VENV)/installed ## Write the README's tables from the committed record
 	@$(BIN)/python benchmarks/equivariance.py --read --into docs/bases.md
 	@$(BIN)/python benchmarks/startup.py --read --into docs/speed.md
 	@$(BIN)/python tools/add_pretrained.py table --into docs/weights.md
+	@$(BIN)/python benchmarks/convert.py --read --into docs/convert.md
 	@$(BIN)/python benchmarks/throughput.py --read --into docs/experiments.md
 
 clean: ## Remove .venv and caches (never results)

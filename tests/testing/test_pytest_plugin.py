@@ -36,7 +36,7 @@ def test_broken(assert_equivariant):
 def run(pytester: pytest.Pytester, text: str) -> pytest.RunResult:
     pytester.makepyfile(HEAD + text)
     options = ["-p", "no:cacheprovider", "-p", "no:xdist", "-q"]
-    return pytester.runpytest_subprocess("-p", "equiscale.testing.pytest_plugin", *options)
+    return pytester.runpytest_subprocess(*options)
 
 
 def test_a_good_network_passes_and_a_broken_one_shows_the_table_and_what_to_change(
@@ -57,7 +57,7 @@ def test_a_good_network_passes_and_a_broken_one_shows_the_table_and_what_to_chan
 
 
 def test_the_fixture_is_documented(pytester: pytest.Pytester) -> None:
-    result = pytester.runpytest_subprocess("-p", "equiscale.testing.pytest_plugin", "--fixtures")
+    result = pytester.runpytest_subprocess("--fixtures")
     result.stdout.fnmatch_lines(["assert_equivariant*", "*scale equivariance of a network*"])
 
 
