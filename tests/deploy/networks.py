@@ -7,6 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from equiscale.deploy import ConversionReport
+from equiscale.deploy.conversion import ModuleFate
+
 # --- residual networks ---
 
 
@@ -373,3 +376,31 @@ def stirred(network: nn.Module, seed: int = 0) -> nn.Module:
                 plain = "running" not in name and tensor.ndim > 1 and min(tensor.shape[:2]) > 1
                 tensor.copy_((noise - 0.5) if plain else 0.5 + noise)
     return network
+
+
+# --- what tests ask of networks ---
+
+SIZE = (2, 3, 21, 25)
+
+
+def image(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape or SIZE, generator=torch.Generator().manual_seed(seed))
+
+
+def fate(report: ConversionReport, name: str) -> ModuleFate:
+    (found,) = (fate for fate in report.fates if fate.name == name)
+    return found
+
+
+def projections(report: ConversionReport) -> list[str]:
+    return [fate.note for fate in report.fates if fate.after == "ScaleProjection"]
+
+
+def features(network: nn.Module, name: str, x: Tensor) -> Tensor:
+    """What a module of the network gives."""
+    seen: list[Tensor] = []
+    handle = network.get_submodule(name).register_forward_hook(lambda *args: seen.append(args[2].clone()))
+    with torch.no_grad():
+        network(x)
+    handle.remove()
+    return seen[-1]
