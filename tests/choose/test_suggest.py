@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv2d
 
 import equiscale
 from equiscale import ScaleGrid
@@ -230,6 +231,24 @@ def test_an_exact_basis_has_a_far_smaller_error_than_a_wrong_one(images: Tensor)
     wrong = replace(exact, basis=Frozen(3))
     assert 0.0 < error_on_grid(exact, x, 0) < 0.15
     assert error_on_grid(wrong, x, 0) > 3 * error_on_grid(exact, x, 0)
+
+
+def test_the_error_between_scales_is_that_of_half_a_step_in_a_plain_network(images: Tensor) -> None:
+    x, squares = prepared(images, 2, 0), []
+    for draw in range(3):
+        generator = torch.Generator().manual_seed(5 + draw)
+        first, second = (
+            nn.init.kaiming_uniform_(torch.empty(8, channels, 3, 3), a=math.sqrt(5), generator=generator)
+            for channels in (1, 8)
+        )
+        y, enlarged = (
+            conv2d(conv2d(seen, first, padding=1).relu(), second, padding=1) for seen in (x, rescale(x, 1.2))
+        )
+        inside = (..., slice(8, 24), slice(8, 28))
+        expected = rescale(y, 1.2)[inside]
+        squares.append(float((enlarged[inside] - expected).norm() / expected.norm()) ** 2)
+    found = error_between(1.44, x, effective_size=3, seed=5)
+    assert found == pytest.approx(math.sqrt(sum(squares) / 3), rel=1e-4)
 
 
 def test_what_lies_between_scales_grows_with_the_step(images: Tensor) -> None:
