@@ -25,6 +25,7 @@ from equiscale import ScaleGrid
 from equiscale.basis import BSplineBasis
 from equiscale.nn import LiftConv1d, ScaleAvgPool1d, ScaleBatchNorm1d, ScaleConv1d, ScaleProjection1d
 
+torch.set_num_threads(1)  # a second thread would mostly wait
 RHYTHMS = torch.tensor([[1.0, 1.0, 2.0], [1.0, 2.0, 1.0], [2.0, 1.0, 1.0], [4 / 3, 4 / 3, 4 / 3]])
 LENGTH, BEAT = 256, 20.0
 

@@ -21,6 +21,7 @@ from equiscale import ScaleGrid
 from equiscale.basis import GaussianDerivativeBasis
 from equiscale.nn import LiftConv3d, ScaleConv3d, ScaleProjection3d
 
+torch.set_num_threads(1)  # a second thread would mostly wait
 torch.manual_seed(0)
 SIDE = 41
 CENTERS = torch.tensor([[0.0, -11.0, -11.0], [0.0, -9.0, 10.0], [0.0, 10.0, -9.0], [0.0, 8.0, 9.0]])

@@ -87,6 +87,27 @@ def test_every_pixel_gets_its_classes_and_every_parameter_a_gradient(size: tuple
 
 
 @torch.no_grad()
+def test_every_step_up_is_given_the_map_that_the_step_down_skipped() -> None:
+    model = create_model("ses_unet", channels=(2, 3, 4)).eval()
+    made: dict[str, Tensor] = {}
+    taken: dict[str, tuple[Tensor, ...]] = {}
+
+    def note(name: str, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        made[name], taken[name] = output, inputs
+
+    for name in ("lift", "down.0", "down.1", "up.0", "up.1"):
+        model.get_submodule(name).register_forward_hook(
+            lambda _, inputs, output, name=name: note(name, inputs, output)
+        )
+    model(torch.randn(1, 1, 16, 18))
+    assert [tuple(made[name].shape[3:]) for name in made] == [(16, 18), (8, 9), (4, 4), (8, 9), (16, 18)]
+    pairs = {"up.0": ("down.1", "down.0"), "up.1": ("up.0", "lift")}
+    for name, sources in pairs.items():
+        for given, source in zip(taken[name], sources, strict=True):
+            assert torch.equal(given, made[source])
+
+
+@torch.no_grad()
 @pytest.mark.usefixtures("float64")
 def test_shifts_by_the_strides_are_exact_and_others_are_not() -> None:
     model = create_model("ses_unet", **SMALL, padding_mode="circular", kernel_size=13)
