@@ -1,5 +1,6 @@
 """A layer as a graph of torch's own operations, its filters computed."""
 
+import inspect
 import operator
 import warnings
 from typing import Any
@@ -11,15 +12,20 @@ from equiscale.deploy.tracing import drop_unused, place
 from equiscale.errors import ModelError
 
 
-def plain_graph(layer: nn.Module, example: Tensor) -> fx.GraphModule:
+def plain_graph(
+    layer: nn.Module, *examples: Tensor, name: str | None = None, free_sizes: bool = True
+) -> fx.GraphModule:
     """A layer in evaluation as operations of torch alone, for batches of any size.
 
     Filters that a layer makes of its weights are constants of the result. Images of any size are possible
     where the layer does not decide by it; otherwise the result is for the example's size.
 
     Args:
-        layer: Of one input.
-        example: An input with a batch of at least two.
+        layer: Of one output.
+        *examples: Its inputs, with a batch of at least two.
+        name: Of the graph's class; None: of the layer's.
+        free_sizes: Try to leave height and width free; otherwise they are those of the example, which is
+            found faster.
 
     Returns:
         The graph; it needs no import but torch.
@@ -32,29 +38,44 @@ def plain_graph(layer: nn.Module, example: Tensor) -> fx.GraphModule:
         >>> graph(torch.zeros(5, 2)).shape
         torch.Size([5, 3])
     """
-    module = _exported(layer, example)
+    name = type(layer).__name__ if name is None else name
+    module = _exported(layer, examples, name=name, free_sizes=free_sizes)
     with torch.no_grad():
         _fold_constants(module)
     drop_unused(module.graph)
-    return _by_itself(module, type(layer).__name__)
+    return _by_itself(module, name)
 
 
-def _exported(layer: nn.Module, example: Tensor) -> fx.GraphModule:
+def _exported(
+    layer: nn.Module, examples: tuple[Tensor, ...], *, name: str, free_sizes: bool
+) -> fx.GraphModule:
     failure: Exception | None = None
-    for free in (range(2, example.ndim), range(0)):
-        sizes: dict[int, Any] = {0: torch.export.Dim("batch")}
-        sizes |= {axis: torch.export.Dim.AUTO for axis in free if axis >= example.ndim - 2}
+    for free in (True, False) if free_sizes else (False,):
+        sizes = tuple(_sizes(example, free=free) for example in examples)
+        shapes = (sizes,) if _takes_any_number(layer) else sizes
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                program = torch.export.export(layer, (example,), dynamic_shapes=(sizes,), strict=False)
+                program = torch.export.export(layer, examples, dynamic_shapes=shapes, strict=False)
                 return program.module(check_guards=False)
         except Exception as error:  # noqa: BLE001 (torch's exporter raises many kinds)
             failure = error
-    raise ModelError(
-        f"expected a layer that torch can export, got {type(layer).__name__} for {tuple(example.shape)}: "
-        f"{failure}"
-    )
+    got = ", ".join(str(tuple(example.shape)) for example in examples)
+    raise ModelError(f"expected a layer that torch can export, got {name} for {got}: {failure}")
+
+
+def _takes_any_number(layer: nn.Module) -> bool:
+    """Whether torch sees all inputs as one, a tuple."""
+    kinds = [parameter.kind for parameter in inspect.signature(layer.forward).parameters.values()]
+    return kinds[0] is inspect.Parameter.VAR_POSITIONAL
+
+
+def _sizes(example: Tensor, *, free: bool) -> dict[int, Any]:
+    """The batch is free, and with it the last two of three and more axes behind it."""
+    sizes: dict[int, Any] = {0: torch.export.Dim("batch")}
+    if free:
+        sizes |= dict.fromkeys(range(max(2, example.ndim - 2), example.ndim), torch.export.Dim.AUTO)
+    return sizes
 
 
 def _fold_constants(module: fx.GraphModule) -> None:
