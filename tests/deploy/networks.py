@@ -342,6 +342,7 @@ class Between(nn.Module):
         self.gamma = nn.Parameter(torch.ones(1, 4, 1, 1))
         self.ones = nn.Parameter(torch.ones(4, 1, 1))
         self.register_buffer("shift", torch.arange(4.0).view(1, 4, 1, 1))
+        self.register_buffer("rows", torch.arange(11, -1, -1).view(1, 1, 12, 1))
         self.function = function
 
     def forward(self, x: Tensor) -> Tensor:

@@ -184,6 +184,8 @@ FUNCTIONS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "flip_images": lambda _, y: y.flip(0),
     "roll": lambda _, y: torch.roll(y, (1, 2), (2, 3)),
     "cumsum": lambda _, y: y.cumsum(2),
+    "cumsum_in_place": lambda _, y: y.cumsum_(2),
+    "rows_of_a_tensor": lambda self, y: torch.take_along_dim(y, self.rows, 2),
     "sort": lambda _, y: y.sort(dim=2)[0],
     "softmax_rows": lambda _, y: y.softmax(2),
     "normalize": lambda _, y: F.normalize(y, dim=1),
