@@ -6,7 +6,7 @@ All ``python`` blocks of a page share one namespace and run in their order. Thre
     print(x)  # → [1, 2]              what is printed
     print(x)  # → about 0.022         the number that is printed, within 10 %
 
-A block below a line ``<!-- not run: why -->`` is not run.
+They may stand on the line below the statement. A block below a line ``<!-- not run: why -->`` is not run.
 """
 
 import ast
@@ -31,7 +31,7 @@ WITH_CODE = ["start.md", "use-layers.md", "concepts.md", "bases.md", "weights.md
 BLOCK = re.compile(
     r"^(?P<skip><!-- not run: .+ -->\n)?```python\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE
 )
-SHAPE = re.compile(r"# (\((?:\d+, )*\d+,?\))")
+SHAPE = re.compile(r"# (\(\d+,(?: \d+(?:, \d+)*)?\))")
 PRINTED = re.compile(r"# → (about )?(.+)$")
 NEAR = 0.1
 
@@ -59,21 +59,31 @@ def run_block(block: str, name: str, names: dict[str, object]) -> None:
         code = compile(ast.Module([statement], []), name, "exec")
         with contextlib.redirect_stdout(output):
             exec(code, names)
-        check(statement, said.get(statement.end_lineno or 0, ""), output.getvalue().strip(), names)
+        for line in range(statement.lineno, (statement.end_lineno or 0) + 1):
+            check(statement, line, said.pop(line, ""), output=output.getvalue().strip(), names=names)
+    assert not said, f"comments that state something, but belong to no statement: {said}"
 
 
 def comments(block: str) -> Iterator[tuple[int, str]]:
+    """The line that a comment is about, and the comment; those alone on a line are about the line before."""
     for token in tokenize.generate_tokens(io.StringIO(block).readline):
-        if token.type == tokenize.COMMENT:
-            yield token.start[0], token.string
+        if token.type == tokenize.COMMENT and (PRINTED.match(token.string) or SHAPE.match(token.string)):
+            alone = token.line.strip() == token.string
+            yield token.start[0] - alone, token.string
 
 
-def check(statement: ast.stmt, comment: str, output: str, names: dict[str, object]) -> None:
-    where = f"line {statement.end_lineno}: {comment}"
+def check(statement: ast.stmt, line: int, comment: str, *, output: str, names: dict[str, object]) -> None:
+    where = f"line {line}: {comment}"
     if match := PRINTED.match(comment):
         assert states(match[2].strip(), output, near=bool(match[1])), f"{where}, got {output!r}"
-    elif (match := SHAPE.match(comment)) and isinstance(statement, ast.Assign):
-        value = eval(ast.unparse(statement.targets[0]), names)
+    elif match := SHAPE.match(comment):
+        targets = [
+            node.targets[0]
+            for node in ast.walk(statement)
+            if isinstance(node, ast.Assign) and node.end_lineno == line
+        ]
+        assert targets, f"{where}, got no assignment"
+        value = eval(ast.unparse(targets[0]), names)
         assert tuple(value.shape) == ast.literal_eval(match[1]), f"{where}, got {tuple(value.shape)}"
 
 
@@ -111,6 +121,14 @@ def test_the_times_beside_a_plain_network_are_those_of_the_committed_record() ->
     assert f"take {min(times)} to {max(times)} times" in page
 
 
+def test_the_table_of_errors_repeats_what_the_code_above_it_prints() -> None:
+    code, table = (ROOT / "docs" / "concepts.md").read_text().split("relu, tiny = ")[1].split("```", 1)
+    printed = [float(number) for number in re.findall(r"# → about ([\d.]+)", code)]
+    shown = [float(percent) / 100 for percent in re.findall(r"^\|[^|]*\| ([\d.]+) % \|", table, re.MULTILINE)]
+    assert len(printed) == 9
+    assert shown == pytest.approx(printed, rel=0.03)
+
+
 # --- that the checks can fail ---
 
 
@@ -123,6 +141,10 @@ def test_the_times_beside_a_plain_network_are_those_of_the_committed_record() ->
         ("print(0.5)  # → about 0.6", "line 3: # → about 0.6, got '0.5'"),
         ("print('nan')  # → about 0.6", "got 'nan'"),
         ("print(\n    1,\n)  # → 2", "line 5: # → 2, got '1'"),
+        ("print(1)\n# → 2", "line 3: # → 2, got '1'"),
+        ("print(1)\n\n# → 1", "belong to no statement"),
+        ("import torch\nif True:\n    x = torch.ones(2)  # (3,)", r"got \(2,\)"),
+        ("print(1)  # (2, 3)", "got no assignment"),
     ],
 )
 def test_a_page_that_is_wrong_fails(code: str, message: str) -> None:
