@@ -1,6 +1,7 @@
 """Steerable filters: fixed functions on every scale, and a filter as their combination."""
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from style import BLUE, FAINT, INK, ORANGE, WIDTH, caption, on_paper, show_signed
 from torch import Tensor
@@ -31,35 +32,27 @@ def steerable_filters() -> str:
             left=0.11, right=0.985, top=0.845, bottom=0.03, hspace=0.14, wspace=0.3,
         )  # fmt: skip
         for row, scale in enumerate(GRID):
-            peak = float(basis[:, row].abs().max())
             axes = [figure.add_subplot(grid[row, column]) for column in range(columns + 1)]
-            for axis, values in zip(axes, [*basis[:, row], filters[row]], strict=True):
-                show_signed(axis, values, peak if axis is not axes[-1] else float(filters[row].abs().max()))
-            for axis, sign in zip(axes[:-1], "+++++=", strict=False):
-                sign = "=" if axis is axes[-2] else sign
-                axis.text(
-                    1.15,
-                    0.5,
-                    sign,
-                    transform=axis.transAxes,
-                    ha="center",
-                    va="center",
-                    fontsize=14,
-                    color=FAINT,
-                )
-            axes[0].text(
-                -0.14, 0.5, f"scale\n{scale:.1f}", transform=axes[0].transAxes, ha="right", va="center",
-                fontsize=9.5, color=INK,
-            )  # fmt: skip
-            for spine in axes[-1].spines.values():
-                spine.set(color=INK, linewidth=1.2)
+            _row(axes, basis[:, row], filters[row])
+            place = {"transform": axes[0].transAxes, "ha": "right", "va": "center"}
+            axes[0].text(-0.14, 0.5, f"scale\n{scale:.1f}", fontsize=9.5, color=INK, **place)
             if row == 0:
                 _weights(axes)
 
     return on_paper("steerable-filters", (WIDTH, 4.9), paint)
 
 
-def _weights(axes: list) -> None:
+def _row(axes: list[Axes], basis: Tensor, combined: Tensor) -> None:
+    for axis, values in zip(axes[:-1], basis, strict=True):
+        show_signed(axis, values, float(basis.abs().max()))
+        place = {"transform": axis.transAxes, "ha": "center", "va": "center"}
+        axis.text(1.15, 0.5, "=" if axis is axes[-2] else "+", fontsize=14, color=FAINT, **place)
+    show_signed(axes[-1], combined, float(combined.abs().max()))
+    for spine in axes[-1].spines.values():
+        spine.set(color=INK, linewidth=1.2)
+
+
+def _weights(axes: list[Axes]) -> None:
     for index, (axis, weight) in enumerate(zip(axes, WEIGHTS, strict=False)):
         sign = "−" if weight < 0 else ""
         caption(axis, f"{sign}{abs(weight)} ·", bold=True)

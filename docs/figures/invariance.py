@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from scale_axis import GRID, KERNEL, SIZE, disc_finder
-from scene import balls, in_picture, render
+from scene import GREY, balls, in_picture, render
 from style import BLUE, FAINT, INK, ORANGE, WIDTH, on_paper, show_picture
 from torch import Tensor
 
@@ -29,7 +29,7 @@ def ball(factor: float) -> Tensor:
 def answers() -> Tensor:
     """(factors, S): the answer of every scale in the middle of the ball."""
     lift = disc_finder(padding=0)
-    return torch.stack([lift(ball(factor) - 0.7)[0, 0, :, 0, 0] for factor in FACTORS])
+    return torch.stack([lift(ball(factor) - GREY)[0, 0, :, 0, 0] for factor in FACTORS])
 
 
 def invariance() -> str:

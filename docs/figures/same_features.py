@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scene import render
+from scene import GREY, render
 from style import BLUE, FAINT, INK, ORANGE, WIDTH, caption, note, number, on_paper, show_picture, show_signed
 from torch import Tensor, nn
 
@@ -24,7 +24,7 @@ NOTES = ("Both networks have two layers", "with the same random weights.", "Show
 
 def picture(scale: float) -> Tensor:
     """The scene about its mean."""
-    return render(SIZE, scale=FIRST * scale) - 0.7
+    return render(SIZE, scale=FIRST * scale) - GREY
 
 
 def network(grid: ScaleGrid) -> nn.Sequential:
@@ -76,8 +76,8 @@ def equivariance() -> str:
             3, 3, left=0.17, right=0.985, top=0.945, bottom=0.05, hspace=0.36, wspace=0.08
         )
         first, second = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])
-        show_picture(first, picture(1.0)[0] + 0.7)
-        show_picture(second, picture(FACTOR)[0] + 0.7)
+        show_picture(first, picture(1.0)[0] + GREY)
+        show_picture(second, picture(FACTOR)[0] + GREY)
         caption(first, "a picture", bold=True)
         caption(second, "the picture, twice as large", bold=True)
         _legend(figure.add_subplot(grid[0, 2]))

@@ -6,7 +6,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch
-from scene import balls, in_picture, render
+from scene import GREY, balls, in_picture, render
 from style import (
     BLUE,
     FAINT,
@@ -47,7 +47,7 @@ def disc_finder(padding: Literal["same"] | int = "same") -> LiftConv2d:
 @torch.no_grad()
 def lifted() -> Tensor:
     """The scale map (S, H, W) of the picture."""
-    return disc_finder()(render(SIZE, scale=ZOOM) - 0.7)[0, 0]
+    return disc_finder()(render(SIZE, scale=ZOOM) - GREY)[0, 0]
 
 
 def circles() -> list[tuple[float, float, float]]:
@@ -145,7 +145,7 @@ def scale_convolution() -> str:
     """Scale by scale: what a filter of two slots sees, and what the projection keeps."""
     lift, conv = layers()
     with torch.no_grad():
-        x = torch.relu(lift(render(SIZE, scale=ZOOM) - 0.7))
+        x = torch.relu(lift(render(SIZE, scale=ZOOM) - GREY))
         y = conv(x)
         p = ScaleProjection()(y)[0, 0]
     filters = synthesize_filters(conv.weight.detach()[0, 0], conv.basis)  # (N, S, K, K)

@@ -13,6 +13,7 @@ FOCAL = 2.2  # the half height of the picture is 1
 FLOOR = -0.62
 RADIUS = 0.55
 LIGHT = np.array([-0.55, 0.75, -0.42]) / np.linalg.norm([-0.55, 0.75, -0.42])
+GREY = 0.7  # about the mean of the picture: what networks see is the rest
 SAMPLES = 3  # rays a pixel along each axis
 
 # Where a ball touches the floor is given by its distance and its place in the picture.
