@@ -70,6 +70,7 @@ readme: $(VENV)/installed ## Write the README's tables from the committed record
 	@$(BIN)/python benchmarks/equivariance.py --read --into docs/bases.md
 	@$(BIN)/python benchmarks/startup.py --read --into docs/speed.md
 	@$(BIN)/python tools/add_pretrained.py table --into docs/weights.md
+	@$(BIN)/python benchmarks/convert.py --read --into README.md
 	@$(BIN)/python benchmarks/convert.py --read --into docs/convert.md
 	@$(BIN)/python benchmarks/throughput.py --read --into docs/experiments.md
 

@@ -209,8 +209,8 @@ def main() -> None:
         with atomic_path(arguments.output) as temporary:
             temporary.write_text(json.dumps(record, indent=1) + "\n")
         print(f"Wrote {arguments.output}")
+        draw(record, arguments.output.with_suffix(".svg"))
     record = json.loads(arguments.output.read_text())
-    draw(record, arguments.output.with_suffix(".svg"))
     print(markdown(record))
     if arguments.into:
         insert_into(arguments.into, "convert", markdown(record))
