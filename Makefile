@@ -7,10 +7,10 @@ RESULTS := runs
 SUITE := digits-scale
 TORCH := $(shell grep '^torch==' constraints.txt)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-SOURCES := src tests benchmarks examples tools
+SOURCES := src tests benchmarks examples tools docs
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev reproduce test docs check lint types format readme clean
+.PHONY: help install install-dev reproduce test docs figures check lint types format readme clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,6 +51,10 @@ types: $(VENV)/installed-dev ## Check types, strictly
 docs: $(VENV)/installed-dev ## Build the documentation in docs/_build, and run the examples; warnings are errors
 	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build
 	@echo "Wrote docs/_build/index.html"
+
+figures: $(VENV)/installed ## Draw the figures of the documentation anew
+	@$(BIN)/python docs/figures/draw.py
+	@echo "Wrote docs/figures/*.svg"
 
 check: lint types test ## Everything that must hold before a change lands
 

@@ -8,6 +8,7 @@ from equiscale.errors import SettingError, ShapeError
 from equiscale.functional.rescale import CUBIC_KEYS, CUBIC_PILLOW, MNIST_SCALE_CENTER_OFFSET, rescale
 
 SIZE = 28
+COVERS = {"rescale"}
 
 
 def digit_images(count: int) -> np.ndarray:

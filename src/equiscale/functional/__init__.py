@@ -17,6 +17,7 @@ from equiscale.functional.nd import (
 from equiscale.functional.pool import image_max_pool2d, scale_avg_pool2d, scale_max_pool2d
 from equiscale.functional.project import scale_projection
 from equiscale.functional.pyramid import input_pyramid
+from equiscale.functional.rescale import rescale
 from equiscale.functional.rescaled_kernel import (
     rescaled_kernel_basis,
     rescaled_kernel_conv2d,
@@ -51,6 +52,7 @@ __all__ = [
     "multi_column_basis",
     "multi_column_conv2d",
     "pointwise_scale_conv2d",
+    "rescale",
     "rescaled_kernel_basis",
     "rescaled_kernel_conv2d",
     "rescaled_kernel_valid_conv2d",

@@ -38,7 +38,7 @@ def input_pyramid(
         x: The image.
         factors: f, increasing; larger than 1 enlarges the object.
         pool: "max" or "mean" over the S copies.
-        canvas: "same": the canvas keeps its size, see `equiscale.functional.rescale.rescale`; "resized":
+        canvas: "same": the canvas keeps its size, see `equiscale.functional.rescale`; "resized":
             it grows and shrinks with the object, and nothing is cut; shrinking is then filtered
             against aliasing.
         method: The interpolation.

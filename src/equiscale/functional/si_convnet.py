@@ -49,7 +49,7 @@ def locally_scale_invariant_conv2d(
         bias: b, added at every scale before the way back; or None.
         geometry: Stride, padding and groups.
         resampling: T: "published", `equiscale.functional.canvas.canvas_matrix`, or "centred", the
-            bilinear `equiscale.functional.rescale.rescale` by s exactly about the true centre.
+            bilinear `equiscale.functional.rescale` by s exactly about the true centre.
 
     Returns:
         The image of C' channels, differentiable in x, w and b.
