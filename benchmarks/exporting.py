@@ -1,8 +1,8 @@
 """What becomes of the named networks as ONNX files? Their error, size and speed beside eager PyTorch.
 
 Every network is exported by `equiscale.export` with random weights and running statistics and read back in
-onnxruntime; PyTorch in evaluation and onnxruntime take turns, on as many threads. Writes one JSON record after
-every network, and goes on where it stopped; with --into a table.
+onnxruntime; PyTorch in evaluation and onnxruntime take turns, on as many threads. Writes one JSON record
+after every network, and goes on where it stopped; with --into a table.
 """
 
 import argparse
@@ -42,8 +42,9 @@ def network(name: str) -> nn.Module:
     model = create_model(name).eval()
     for module in model.modules():
         if isinstance(getattr(module, "running_var", None), Tensor):
-            module.running_mean.normal_(std=0.1)
             module.running_var.uniform_(0.5, 1.5)
+        if isinstance(getattr(module, "running_mean", None), Tensor):
+            module.running_mean.normal_(std=0.1)
     return model
 
 

@@ -17,6 +17,7 @@ from equiscale.deploy import fold
 from equiscale.deploy.folding import example_input, takes_other_sizes
 from equiscale.errors import ModelError
 from equiscale.nn import (
+    ColumnBatchNorm2d,
     ImageBatchNorm2d,
     ImageMaxPool2d,
     LearnableLiftConv2d,
@@ -336,6 +337,11 @@ def test_norms_are_folded_where_nothing_stands_in_between(
     model, x = build(), torch.randn(shape)
     assert norms(assert_folds(model, x, batch_norm=True)) == left
     assert norms(assert_folds(model, x)) > left or left == 1
+
+
+def test_norms_of_another_kind_are_not_folded() -> None:
+    """The columns of a scale map have a mean each, in another order: a graph, not a part of the filters."""
+    assert_folds(nn.Sequential(conv(), ColumnBatchNorm2d(4, 3)), torch.randn(MAP), batch_norm=True)
 
 
 @pytest.mark.parametrize("options", [{}, {"affine": False}])

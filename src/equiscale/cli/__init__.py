@@ -5,9 +5,9 @@ A file a group of commands; each adds its own to the program, in the order of th
 
 # isort: off
 from equiscale.cli.app import app
-from equiscale.cli import catalogue, data, training, results, bench, check, choose
+from equiscale.cli import catalogue, data, training, results, bench, check, choose, export
 
-__all__ = ["app", "bench", "catalogue", "check", "choose", "data", "main", "results", "training"]
+__all__ = ["app", "bench", "catalogue", "check", "choose", "data", "export", "main", "results", "training"]
 
 
 def main() -> None:

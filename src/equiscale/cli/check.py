@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from equiscale.cli.app import app, errors_as_messages
+from equiscale.cli.networks import build
 from equiscale.errors import SettingError
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def check(
         parsed = None if factors is None else _numbers(factors)
         if plot is not None:  # what is missing for it is said before anything is measured
             _check_plot(plot)
-        report = _measure(_build(model, settings or [], seed), size, parsed, seed)
+        report = _measure(build(model, settings or [], seed=seed), size, parsed, seed)
         Console(highlight=False, soft_wrap=True).print(_coloured(str(report)))
         _write(report, json, plot, model)
     if tolerance is not None and (report.worst is None or report.worst > tolerance):
@@ -60,22 +61,6 @@ def _numbers(text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
         raise SettingError(f"expected scale factors such as 0.5,2, got {text!r}") from error
-
-
-def _build(model: str, settings: list[str], seed: int) -> "nn.Module":
-    if model.endswith(".safetensors"):
-        if settings:
-            raise SettingError(f"expected no --set for a file, which holds its settings, got {settings[0]!r}")
-        from equiscale.models.weights import load
-
-        return load(model)
-    import torch
-
-    from equiscale.experiments.plan import parse_overrides
-    from equiscale.models import create_model
-
-    torch.manual_seed(seed)
-    return create_model(model, **dict(parse_overrides(settings)))  # type: ignore[arg-type]
 
 
 def _measure(

@@ -34,13 +34,15 @@ from equiscale.nn import (
 )
 
 _STEERABLE = (LiftConv2d, ScaleConv2d, LearnableLiftConv2d, LearnableScaleConv2d)
+_MAP_NORMS = (ScaleBatchNorm2d, nn.BatchNorm3d)
+_IMAGE_NORMS = (ImageBatchNorm2d, nn.BatchNorm2d)
 _NOTHING = (ScaleDropout2d, ScaleChannelDropout, ValueDropout, nn.modules.dropout._DropoutNd, nn.Identity)
 
 # One convolution for each scale, at the filter's own window, where that saves this part of the work.
 _WORTH = 0.8
 
 # By how much larger the images are on which it is tried whether a network takes other sizes, axis by axis.
-_LARGER = (16, 32, 8)
+_LARGER = (16, 32)
 
 
 def fold(model: nn.Module, example: Tensor | None = None, *, batch_norm: bool = False) -> fx.GraphModule:
@@ -142,7 +144,7 @@ def checked_example(model: nn.Module, example: Tensor | None) -> Tensor:
 def takes_other_sizes(model: nn.Module, example: Tensor) -> bool:
     """Whether a network in evaluation computes something for larger images too."""
     try:
-        for axis, larger in zip(range(2, example.ndim), _LARGER, strict=False):
+        for axis, larger in zip((-2, -1) if example.ndim > 3 else (-1,), _LARGER, strict=False):
             shape = list(example.shape)
             shape[axis] += larger
             model(example.new_zeros(shape))
@@ -313,7 +315,7 @@ class _Folder:
 
     def _absorb(self, node: fx.Node, filters: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The batch norm behind a convolution as part of its filters, where that was asked for."""
-        norm = self._norm_behind(node)
+        norm = self._norm_behind(node, _MAP_NORMS)
         layer: Any = self.traced.get_submodule(str(node.target))
         if norm is None or layer.geometry.projection is not None or layer.geometry.pooling > 1:
             return filters, bias
@@ -322,19 +324,19 @@ class _Folder:
         own = torch.zeros_like(shift) if bias is None else bias
         return filters * scale.view(-1, *[1] * (filters.ndim - 1)).to(filters), own * scale + shift
 
-    def _norm_behind(self, node: fx.Node) -> Any:
+    def _norm_behind(self, node: fx.Node, kinds: tuple[type[nn.Module], ...]) -> Any:
         users = list(node.users)
         if not self.batch_norm or len(users) != 1 or users[0].op != "call_module":
             return None
         norm = self.traced.get_submodule(str(users[0].target))
-        fits = isinstance(norm, nn.BatchNorm2d | ScaleBatchNorm2d) and norm.running_mean is not None
+        fits = type(norm) in kinds and norm.running_mean is not None
         return norm if fits else None
 
     def image_conv(self, node: fx.Node, conv: nn.Conv2d) -> _Value:
         """An ordinary convolution."""
-        norm, value = self._norm_behind(node), self._plain(self.env[node.all_input_nodes[0]])
+        norm, value = self._norm_behind(node, _IMAGE_NORMS), self._plain(self.env[node.all_input_nodes[0]])
         folded = deepcopy(conv)
-        if isinstance(norm, nn.BatchNorm2d):
+        if norm is not None:
             self.absorbed.add(next(iter(node.users)))
             folded = fuse_conv_bn_eval(folded, norm)
         return self._place(str(node.target), folded, value)
@@ -345,7 +347,7 @@ class _Folder:
         scales = value.scales or 1
         weight: Tensor = layer.weight
         bias: Tensor | None = layer.bias
-        norm = self._norm_behind(node)
+        norm = self._norm_behind(node, _MAP_NORMS)
         if norm is not None:
             self.absorbed.add(next(iter(node.users)))
             scale, shift = _affine(norm)
