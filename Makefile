@@ -76,6 +76,7 @@ readme: $(VENV)/installed ## Write the README's tables from the committed record
 	@$(BIN)/python tools/add_pretrained.py table --into docs/weights.md
 	@$(BIN)/python benchmarks/convert.py --read --into README.md
 	@$(BIN)/python benchmarks/convert.py --read --into docs/convert.md
+	@$(BIN)/python benchmarks/convert_published.py --read --into docs/convert.md
 	@$(BIN)/python benchmarks/throughput.py --read --into docs/experiments.md
 
 clean: ## Remove .venv and caches (never results)

@@ -154,6 +154,7 @@ def texts(svg: str) -> list[str]:
         ("docs/speed.md", "startup.py"),
         ("docs/experiments.md", "throughput.py"),
         ("docs/convert.md", "convert.py"),
+        ("docs/convert.md", "convert_published.py"),
         ("README.md", "convert.py"),
     ],
 )
