@@ -5,7 +5,8 @@ Converted, it holds its filters at several scales. The photograph is rescaled so
 height; measured is the face probability in its middle. Needs two files that are not ours:
 
     pip download --no-deps facenet-pytorch scikit-image
-    unzip -j facenet_pytorch-*.whl facenet_pytorch/data/pnet.pt; unzip -j scikit_image-*.whl skimage/data/astronaut.png
+    unzip -j facenet_pytorch-*.whl facenet_pytorch/data/pnet.pt
+    unzip -j scikit_image-*.whl skimage/data/astronaut.png
 
 Writes one JSON record; with --into a table.
 """
@@ -64,7 +65,7 @@ def load(path: Path) -> PNet:
 
 @torch.no_grad()
 def probability(network: nn.Module, photograph: Tensor, height: int) -> float:
-    """The face probability in the middle of the face, when the face has this height; one answer to each side."""
+    """The face probability in the middle of the face, or one answer beside it, for a face of this height."""
     top, bottom, left, right = FACE
     factor = height / (bottom - top)
     side = round(photograph.shape[-1] * factor)
