@@ -1,5 +1,6 @@
 """Costs from small steps: what is exact, what is near, and that the small step computes as the real one."""
 
+import importlib
 import math
 import subprocess
 import sys
@@ -49,7 +50,7 @@ def test_parameters_and_arithmetic_are_counted_by_hand(small: nn.Module) -> None
 def test_arithmetic_is_the_same_however_few_images_were_measured(small: nn.Module) -> None:
     few = estimate(small, (64, 1, 8, 8), options=QUICK)
     whole = estimate(small, (64, 1, 8, 8), options=replace(QUICK, patience=60.0))
-    assert (few.train.measured_images, whole.train.measured_images) == (4, 64)
+    assert (few.train.measured_images, whole.train.measured_images) == (16, 64)
     assert few.train.multiply_adds == whole.train.multiply_adds
 
 
@@ -93,7 +94,7 @@ def test_time_follows_the_line(fixed: float, an_image: float, monkeypatch: pytes
     monkeypatch.setattr(steps, "_clock", lambda device: lambda: clock[0])
     found = estimate(Timed(fixed, an_image, clock), (256, 1, 4, 4), options=replace(QUICK, patience=0.5))
     assert found.train.seconds == pytest.approx(fixed + 256 * an_image)
-    assert found.train.measured_images == 32
+    assert found.train.measured_images == 64
     assert found.evaluate.seconds == pytest.approx(fixed + 256 * an_image)
 
 
@@ -113,7 +114,8 @@ def test_the_line_stays_between_what_was_measured_and_what_is_in_proportion() ->
 
 def test_the_number_of_images_is_doubled_until_a_step_takes_long(small: nn.Module) -> None:
     assert _stand_in(lambda images: task(small, images), 100, 60.0) == 100
-    assert _stand_in(lambda images: task(small, images), 100, 0.0) == 4
+    assert _stand_in(lambda images: task(small, images), 100, 0.0) == 25
+    assert _stand_in(lambda images: task(small, images), 10, 0.0) == 4
     assert _stand_in(lambda images: task(small, images), 2, 0.0) == 2
 
 
@@ -172,7 +174,7 @@ def test_memory_is_that_of_the_step_in_a_process_of_its_own_or_here(monkeypatch:
     images, kept = 6, 6 * 8 * 2**20
     wanted = task(Wide(), images, mode="evaluate")
     own = peak_bytes(wanted)
-    monkeypatch.setattr(steps, "_peak_in_child", lambda content: pytest.fail("not in a child"))
+    monkeypatch.setattr(steps, "_peak_in_child", lambda *_: pytest.fail("not in a child"))
     monkeypatch.setattr(steps.pickle, "dumps", _refuse)
     here = peak_bytes(wanted)
     for found in (own, here):
@@ -186,7 +188,7 @@ def _refuse(_: object) -> bytes:
 def test_a_child_that_fails_is_an_error_with_its_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "_CHILD", "raise OSError('no room')")
     with pytest.raises(BenchmarkError, match=r"expected the peak memory of a step .*OSError: no room"):
-        steps._peak_in_child(b"no pickle")
+        steps._peak_in_child(b"no pickle", {})
 
 
 def test_a_script_without_a_guard_is_not_started_again(tmp_path: Path) -> None:
@@ -238,8 +240,20 @@ def test_senseless_options_are_refused() -> None:
         EstimateOptions(patience=math.nan)
 
 
-def test_a_real_network_is_near_its_measured_time() -> None:
-    model = create_model("mnist_ses_vector_28", channels=(4, 4, 4), hidden=8)
-    options = EstimateOptions(device="cpu", memory=False, patience=0.005)
-    found = estimate(model, (32, 1, 28, 28), options=options)
-    assert 0 < found.evaluate.seconds < found.train.seconds < 5
+def test_memory_is_extrapolated_from_half_the_batch_at_least(
+    small: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def of_images(wanted: StepTask) -> int:
+        asked.append(wanted.images)
+        return 1000 + 10 * wanted.images
+
+    module = importlib.import_module("equiscale.choose.estimate")  # the function has its name
+    monkeypatch.setattr(module, "peak_bytes", of_images)
+    options = replace(QUICK, memory=True, training=False)
+    assert estimate(small, (64, 1, 8, 8), options=options).evaluate.peak_bytes == 1640
+    assert asked == [16, 32]
+    asked.clear()
+    assert estimate(small, (64, 1, 8, 8), options=replace(options, patience=60.0)).evaluate.peak_bytes == 1640
+    assert asked == [64]

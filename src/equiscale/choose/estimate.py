@@ -1,5 +1,6 @@
 """What a network will cost: parameters, arithmetic, time and memory of a step, before anything is trained."""
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -17,6 +18,9 @@ from equiscale.train.config import OptimizerName, Precision
 _FIRST: Final = 2  # images: batch norm needs two
 _PATIENCE: Final = 0.4  # seconds: a step that takes longer stands for a larger one
 _REPEATS: Final = 5
+_TRIED: Final = 2
+_FARTHEST: Final = 4  # times the images that are measured, and not more, time is extrapolated to
+_FARTHEST_MEMORY: Final = 2  # and memory: of few images other things are the peak than of many
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class StepCost:
         multiply_adds: Of convolutions and matrix products.
         seconds: Of the step.
         peak_bytes: At the peak, above the network and its images; None where it was not asked for.
-        measured_images: Images of the largest step that was measured; as many as in the real batch where
+        measured_images: Images of the largest step that was timed; as many as in the real batch where
             nothing was extrapolated.
     """
 
@@ -125,14 +129,16 @@ def estimate(
 ) -> CostEstimate:
     r"""Estimate what steps of a network cost, from steps with few images.
 
-    The number of images is doubled until a step takes longer than the patience, or has all images. From
-    there the line through that step and the one with half its images is followed:
+    The number of images is doubled from a quarter of the batch on, until a step takes longer than the
+    patience, or has all images. From there the line through that step and the one with half its images is
+    followed:
 
     .. math:: t(B) = t(b) + \big(t(b) - t(b / 2)\big) \, \frac{B - b}{b / 2}
 
-    and so for memory and multiply-adds. Layers compute the small steps by the algorithms that the planner
-    takes for the real batch. The time is of the threads that torch uses now, by the processor's clock where
-    that is one; memory on a CPU is the growth of a process of its own.
+    and so for multiply-adds, and for memory from half the batch at least. Layers compute the small steps by
+    the algorithms that the planner takes for the real batch. The time is of the threads that torch uses now,
+    by the processor's clock where that is one; memory on a CPU is the growth of a process of its own, without
+    the gaps in its heap.
 
     Shapes:
         input_shape: ``(B, C, H, W)``.
@@ -185,26 +191,31 @@ def _estimate_step(
         return StepTask(model, (channels, height, width), images, batch, mode, device, numerics, optimizer)
 
     large = _stand_in(task, batch, options.patience)
-    small = large if large == batch else max(_FIRST, large // 2)
-    sizes = (small, large)
+    sizes = _pair(large, batch)
     steps = [make_step(task(size)) for size in dict.fromkeys(sizes)]
     times = seconds(steps, _REPEATS, device)
     arithmetic = [_multiply_adds(task(size)) for size in dict.fromkeys(sizes)]
-    memory = [float(peak_bytes(task(size))) for size in dict.fromkeys(sizes)] if options.memory else None
+    heavy = _pair(max(large, math.ceil(batch / _FARTHEST_MEMORY)), batch)
+    memory = [float(peak_bytes(task(size))) for size in dict.fromkeys(heavy)] if options.memory else None
     return StepCost(
         multiply_adds=_at(batch, sizes, arithmetic),
         seconds=_at(batch, sizes, times),
-        peak_bytes=None if memory is None else _at(batch, sizes, memory),
+        peak_bytes=None if memory is None else _at(batch, heavy, memory),
         measured_images=large,
     )
 
 
+def _pair(large: int, batch: int) -> tuple[int, int]:
+    """Half as many images, and these; twice the whole batch where nothing has to be extrapolated."""
+    return large if large == batch else max(_FIRST, large // 2), large
+
+
 def _stand_in(task: Callable[[int], StepTask], batch: int, patience: float) -> int:
-    """The number of images whose step takes long enough, doubled from two on; at most the batch."""
-    images = min(_FIRST, batch)
+    """The images whose step takes long enough, doubled from a quarter of the batch on; at most all."""
+    images = min(batch, max(2 * _FIRST, math.ceil(batch / _FARTHEST)))
     while images < batch:
-        (taken,) = seconds([make_step(task(images))], 1, task(images).device)
-        if taken > patience and images > _FIRST:
+        (taken,) = seconds([make_step(task(images))], _TRIED, task(images).device)
+        if taken > patience:
             break
         images = min(batch, 2 * images)
     return images

@@ -6,7 +6,7 @@ import pickle
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
@@ -29,6 +29,9 @@ Step: TypeAlias = Callable[[], object]
 _LEARNING_RATE: Final = 1e-4
 _FEW_IMAGES: Final = 2
 _CHILD: Final = "from equiscale.choose.step import work; work()"
+# glibc gives back at once what is larger than this when it is freed. Left alone it moves the bound up to
+# 32 MiB, and memory is not linear in the images: below it the heap keeps gaps.
+_NO_GAPS: Final = {"MALLOC_MMAP_THRESHOLD_": str(2**17)}
 
 
 @dataclass(frozen=True)
@@ -118,10 +121,10 @@ def _as_at(task: StepTask) -> Callable[[Convolution], None]:
 
 
 def seconds(steps: list[Step], repeats: int, device: str) -> list[float]:
-    """The fastest of some runs of each, in turn, after one that warms up."""
+    """The fastest of some runs of each, in turn; the first, slow one warms up."""
     clock = _clock(device)
     rounds = [[_timed(step, clock) for step in steps] for _ in range(repeats + 1)]
-    return [min(times) for times in zip(*rounds[1:], strict=True)]
+    return [min(times) for times in zip(*rounds, strict=True)]
 
 
 def _timed(step: Step, clock: Callable[[], float]) -> float:
@@ -145,25 +148,30 @@ def _clock(device: str) -> Callable[[], float]:
 # --- memory ---
 
 
-def peak_bytes(task: StepTask) -> int:
+def peak_bytes(task: StepTask, *, gaps: bool = False) -> int:
     """The peak of memory above the network and its images; on a CPU that of a process of its own.
 
-    A network that cannot be pickled is measured in this process, where memory that is free already is not
-    seen.
+    What the heap's gaps add depends on what else a process does, and is counted only with ``gaps``. A network
+    that cannot be pickled is measured in this process, where memory that is free already is not seen.
     """
     if task.device == "cpu":
         try:
             content = pickle.dumps((task, torch.get_num_threads()))
         except (pickle.PicklingError, AttributeError, TypeError):
             return _peak(task)
-        return _peak_in_child(content)
+        return _peak_in_child(content, {} if gaps else _NO_GAPS)
     return _peak(task)
 
 
-def _peak_in_child(content: bytes) -> int:
+def _peak_in_child(content: bytes, environment: Mapping[str, str]) -> int:
     """In a fresh interpreter: one of multiprocessing's would import the caller's script again."""
+    environment = {**os.environ, **environment}
     done = subprocess.run(
-        [sys.executable, "-c", _CHILD], input=content, capture_output=True, check=False, env=os.environ.copy()
+        [sys.executable, "-c", _CHILD],
+        input=content,
+        capture_output=True,
+        check=False,
+        env=environment,
     )
     if done.returncode:
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["it died without a word"]
