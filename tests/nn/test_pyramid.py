@@ -81,5 +81,5 @@ def test_shares_the_weights_and_prefixes_their_keys() -> None:
 def test_batch_norm_sees_all_copies_together(generator: torch.Generator) -> None:
     norm, x = nn.BatchNorm2d(1, momentum=1.0), torch.randn(4, 1, 12, 15, generator=generator)
     InputPyramid(norm, [0.5, 1.0])(x)
-    together = torch.cat([F.rescale.rescale(x, 0.5), x])
+    together = torch.cat([F.rescale(x, 0.5), x])
     torch.testing.assert_close(norm.running_mean[0], together.mean(), rtol=1e-12, atol=1e-12)

@@ -16,6 +16,8 @@ from equiscale.functional.algorithms import Convolution, FilterCache, algorithm,
 from equiscale.functional.algorithms.choices import Choice, ChoiceTable, place_of, problem_of
 from equiscale.functional.algorithms.planner import ALGORITHMS, compute, estimate, observed, plan
 from equiscale.functional.conv import convolve
+from equiscale.nn import LiftConv2d
+from equiscale.scales import ScaleGrid
 
 
 def convolution(channels: int = 8, kernel: int = 5, size: int = 12, batch: int = 2) -> Convolution:
@@ -285,3 +287,28 @@ assert takes() != "dense"
 def test_a_compiled_network_is_one_graph_and_follows_measurements_and_contexts() -> None:
     done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_threads_that_leave_in_another_order_leave_no_setting_to_compilers() -> None:
+    entered, left = threading.Barrier(2, timeout=60), threading.Event()
+
+    def first() -> None:
+        with algorithm("fourier"):
+            entered.wait()
+            entered.wait()  # until the second is inside too
+        left.set()
+
+    def second() -> None:
+        entered.wait()
+        with algorithm("dense"):
+            entered.wait()
+            assert left.wait(timeout=60)
+
+    threads = [threading.Thread(target=work) for work in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    layer = LiftConv2d(1, 2, kernel_size=5, grid=ScaleGrid([1.0, 2.0])).eval()
+    torch.export.export(layer, (torch.zeros(2, 1, 9, 9),), strict=False)
+    assert layer.filter_cache.algorithm == "cropped"

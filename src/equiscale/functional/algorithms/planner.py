@@ -65,8 +65,8 @@ class _Setting:
 
 _PLANNED: Final = _Setting()
 _setting: ContextVar[_Setting] = ContextVar("setting", default=_PLANNED)
-# A compiler cannot follow a context variable. It sees the last setting of any thread, and compiles anew when
-# that changes.
+# A compiler cannot follow a context variable. It sees the last setting of any thread that still holds, and
+# compiles anew when that changes.
 _seen_by_compilers: Final = [_PLANNED]
 _observer: ContextVar[Callable[[Convolution], None] | None] = ContextVar("observer", default=None)
 
@@ -108,14 +108,15 @@ def unmeasured() -> Iterator[None]:
 
 @contextmanager
 def _changed(**fields: Any) -> Iterator[None]:
-    before, seen_before = _setting.get(), _seen_by_compilers[0]
-    token = _setting.set(replace(before, **fields))
-    _seen_by_compilers[0] = _setting.get()
+    setting = replace(_setting.get(), **fields)
+    token = _setting.set(setting)
+    _seen_by_compilers.append(setting)
     try:
         yield
     finally:
         _setting.reset(token)
-        _seen_by_compilers[0] = seen_before
+        # Threads may leave in another order than they came.
+        del _seen_by_compilers[max(i for i, seen in enumerate(_seen_by_compilers) if seen is setting)]
 
 
 @contextmanager
@@ -160,7 +161,7 @@ def chosen(convolution: Convolution) -> str:
     """The name of the algorithm that a convolution is computed by."""
     if not torch.compiler.is_compiling() and (observer := _observer.get()) is not None:
         observer(convolution)
-    setting = _seen_by_compilers[0] if torch.compiler.is_compiling() else _setting.get()
+    setting = _seen_by_compilers[-1] if torch.compiler.is_compiling() else _setting.get()
     name = setting.forced or plan(convolution, measured=setting.measured)
     if setting.forced and convolution.x.shape[0] == 0:
         name = "cropped"  # not all are made for no images
