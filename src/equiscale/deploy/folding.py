@@ -78,8 +78,8 @@ def fold(model: nn.Module, example: Tensor | None = None, *, batch_norm: bool = 
         >>> from equiscale import ScaleGrid
         >>> lift = LiftConv2d(1, 4, kernel_size=7, grid=ScaleGrid([1.0, 2.0]), projection="max")
         >>> folded = fold(nn.Sequential(lift, nn.ReLU()), torch.zeros(2, 1, 16, 16))
-        >>> sorted({type(module).__name__ for module in folded.modules()} - {"Sequential"})
-        ['Conv2d', 'Module', 'ReLU']
+        >>> sorted({type(module).__name__ for module in folded.modules()})
+        ['Conv2d', 'FoldedSequential', 'Module', 'ReLU']
     """
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     example = checked_example(model, example)
