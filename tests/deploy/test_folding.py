@@ -477,9 +477,13 @@ def test_the_original_is_left_in_the_modes_it_had() -> None:
     assert all(p.requires_grad for p in model.parameters())
 
 
-def test_the_folded_network_shares_nothing() -> None:
-    model = small("mnist_rescaled_28")
-    folded, x = fold(model), example_input(model)
+@pytest.mark.parametrize(
+    "build", [lambda: small("mnist_rescaled_28"), lambda: stirred(Between(*FUNCTIONS["gain"]))]
+)
+def test_the_folded_network_shares_nothing(build: Callable[[], nn.Module]) -> None:
+    model = build()
+    x = torch.randn(4, 1, 28, 28)
+    folded = fold(model, x)
     expected = folded(x)
     with torch.no_grad():
         for tensor in model.state_dict().values():
@@ -487,8 +491,9 @@ def test_the_folded_network_shares_nothing() -> None:
     assert torch.equal(folded(x), expected)
 
 
-def test_compiled_networks_and_single_images() -> None:
-    model = small("mnist_ses_scalar_28")
+@pytest.mark.parametrize("name", ["mnist_ses_scalar_28", "mnist_rescaled_28"])
+def test_compiled_networks_and_single_images(name: str) -> None:
+    model = small(name)
     x = torch.randn(1, 1, 28, 28)
     folded = fold(torch.compile(model, backend="eager"), x)  # type: ignore[arg-type]
     torch.testing.assert_close(folded(torch.cat([x, -x])), model(torch.cat([x, -x])), rtol=0, atol=1e-12)
