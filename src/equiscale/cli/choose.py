@@ -111,6 +111,7 @@ def estimate(
 ) -> None:
     """Estimate time, memory and arithmetic of a network's steps before it is trained."""
     with errors_as_messages(_INTERRUPTED):
+        from equiscale._machine import keep_memory
         from equiscale.choose import EstimateOptions
         from equiscale.choose import estimate as estimate_costs
         from equiscale.experiments.plan import parse_overrides
@@ -124,6 +125,7 @@ def estimate(
         network = create_model(model, num_classes=num_classes, in_channels=channels, **overrides)
         with _progress() as tell:
             tell(f"measuring small steps of {model}")
+            keep_memory()  # as the runs: a training does not wait for new pages either
             found = estimate_costs(network, (batch, channels, size, size), options=options)
         typer.echo(str(found))
 
