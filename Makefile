@@ -7,7 +7,7 @@ RESULTS := runs
 SUITE := digits-scale
 TORCH := $(shell grep '^torch==' constraints.txt)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-SOURCES := src tests benchmarks examples tools docs
+SOURCES := src tests benchmarks examples tools docs/conf.py docs/generate.py docs/figures
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev reproduce test docs figures check lint types format readme clean
