@@ -102,7 +102,15 @@ def test_suggest_refuses(arguments: tuple[object, ...], message: str) -> None:
     assert message in error
 
 
-def test_estimate_prints_time_and_arithmetic_for_the_networks_own_settings() -> None:
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """What the command asks of malloc would stay with the process of the tests."""
+    asked: list[bool] = []
+    monkeypatch.setattr("equiscale._machine.keep_memory", lambda: asked.append(True))
+    return asked
+
+
+def test_estimate_prints_time_and_arithmetic_for_the_networks_own_settings(kept: list[bool]) -> None:
     small = ("--set", "channels=2,2,2", "--set", "hidden=4", "--size", 28, "--no-memory", "--device", "cpu")
     code, output, error = invoke("estimate", "mnist_cnn_28", "--batch", 4, *small)
     assert code == 0, error
@@ -113,9 +121,11 @@ def test_estimate_prints_time_and_arithmetic_for_the_networks_own_settings() -> 
     )
     assert code == 0, error
     assert "steps of 4 images of 2×28×28" in output
+    assert kept == [True, True], "as the runs"
     assert "training" not in output
 
 
+@pytest.mark.usefixtures("kept")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
