@@ -73,6 +73,10 @@ readme: $(VENV)/installed ## Write the README's tables from the committed record
 	@$(BIN)/equiscale bench --read results/benchmarks/wrn.json --into docs/benchmarks.md
 	@$(BIN)/python benchmarks/equivariance.py --read --into docs/bases.md
 	@$(BIN)/python benchmarks/startup.py --read --into docs/speed.md
+	@$(BIN)/python benchmarks/estimate.py --read --into docs/choosing-scales.md
+	@$(BIN)/python benchmarks/exporting.py --read --into docs/deployment.md
+	@$(BIN)/python benchmarks/quantisation.py --read --into docs/deployment.md
+	@$(BIN)/python benchmarks/matrix.py --read --into docs/deployment.md
 	@$(BIN)/python tools/add_pretrained.py table --into docs/weights.md
 	@$(BIN)/python benchmarks/convert.py --read --into README.md
 	@$(BIN)/python benchmarks/convert.py --read --into docs/convert.md

@@ -156,6 +156,10 @@ def texts(svg: str) -> list[str]:
         ("docs/convert.md", "convert.py"),
         ("docs/convert.md", "convert_published.py"),
         ("README.md", "convert.py"),
+        ("docs/choosing-scales.md", "estimate.py"),
+        ("docs/deployment.md", "exporting.py"),
+        ("docs/deployment.md", "quantisation.py"),
+        ("docs/deployment.md", "matrix.py"),
     ],
 )
 def test_tables_of_benchmarks_are_those_of_the_committed_records(

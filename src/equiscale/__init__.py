@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from equiscale import basis, data, deploy, functional, models, nn, testing
+    from equiscale import basis, choose, data, deploy, functional, models, nn, testing
     from equiscale.basis import HermiteBasis, SteerableBasis
     from equiscale.deploy import ConversionPolicy, convert, export, fold, load_published_state_dict
     from equiscale.functional.algorithms import algorithm
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_SUBPACKAGES = ("basis", "data", "deploy", "functional", "models", "nn", "testing")
+_SUBPACKAGES = ("basis", "choose", "data", "deploy", "functional", "models", "nn", "testing")
 _HOMES = {
     "ConversionPolicy": "equiscale.deploy",
     "HermiteBasis": "equiscale.basis",
@@ -46,6 +46,7 @@ __all__ = [
     "algorithm",
     "autotune",
     "basis",
+    "choose",
     "clear_autotune",
     "convert",
     "create_model",
