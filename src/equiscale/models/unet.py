@@ -92,6 +92,11 @@ class ScaleUNet(nn.Module):
         self.projection = ScaleProjection(settings.projection)
         self.classifier = nn.Conv2d(widths[0], settings.num_classes, 1)
 
+    @property
+    def example_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of images that it takes."""
+        return self.settings.in_channels, 64, 64
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``(B, num_classes, H, W)`` of images ``(B, C, H, W)``."""
         logits: Tensor = self.classifier(self.projection(self.scale_map(x)))
