@@ -61,6 +61,7 @@ sphinx_gallery_conf = {
     "reset_modules_order": "before",
     "plot_gallery": "True",
     "min_reported_time": 60,
+    "parallel": 2,
 }
 
 write_pages(Path(__file__).parent / "generated")

@@ -78,7 +78,6 @@ def test_format_output_and_norms() -> None:
         ((*NAMED, "--output", "a.txt"), "expected a path that ends in .onnx for onnx, got a.txt"),
         ((*NAMED, "--size", "0"), "expected a size of at least 1 pixel, got 0"),
         ((*NAMED, "--size", "40"), "MnistNetwork: expected images (B, 1, 28, 28), got (2, 1, 40, 40)"),
-        (("ses_unet",), "expected an example, since ScaleUNet has no example_shape"),
     ],
 )
 def test_refuses(arguments: tuple[Any, ...], text: str, tmp_path: Path) -> None:

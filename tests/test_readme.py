@@ -51,22 +51,6 @@ def made_from(document: str, link: str) -> list[Path]:
     return [(ROOT / document).parent / link]
 
 
-def test_the_code_of_the_page_about_bases_runs_as_printed() -> None:
-    names: dict[str, object] = {}
-    for block in blocks("docs/bases.md", "python"):
-        exec(compile(block, "docs/bases.md", "exec"), names)
-    assert names["conv"](torch.zeros(1, 3, 8, 8)).shape == (1, 16, 3, 8, 8)
-    assert names["bspline"].num_functions == 9
-
-
-def test_the_code_of_the_page_about_speed_runs_as_printed() -> None:
-    names: dict[str, object] = {}
-    for block in blocks("docs/speed.md", "python"):
-        exec(compile(block, "docs/speed.md", "exec"), names)
-    assert names["flat"].shape == (2, 16 * 3 * 28 * 28)
-    names["equiscale"].clear_autotune()
-
-
 def test_the_python_code_runs_as_printed_one_block_after_the_other() -> None:
     names: dict[str, object] = {}
     output = io.StringIO()
@@ -157,9 +141,6 @@ def texts(svg: str) -> list[str]:
         ("docs/convert.md", "convert_published.py"),
         ("README.md", "convert.py"),
         ("docs/choosing-scales.md", "estimate.py"),
-        ("docs/deployment.md", "exporting.py"),
-        ("docs/deployment.md", "quantisation.py"),
-        ("docs/deployment.md", "matrix.py"),
     ],
 )
 def test_tables_of_benchmarks_are_those_of_the_committed_records(
