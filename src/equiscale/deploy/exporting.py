@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from equiscale._extras import needs_extra
 from equiscale._files import atomic_path
-from equiscale.deploy.folding import checked_example, evaluation, fold, takes_other_sizes
+from equiscale.deploy.folding import checked_example, fold, takes_other_sizes
+from equiscale.deploy.tracing import evaluation
 from equiscale.errors import ExportError, SettingError
 
 Format = Literal["onnx", "torch-export", "aoti"]

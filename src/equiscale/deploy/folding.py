@@ -1,7 +1,6 @@
 """Fold a network into plain convolutions: nothing of equiscale is left in the result."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import chain, count
@@ -12,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from equiscale.deploy.plain import plain_graph
-from equiscale.deploy.tracing import EXAMPLE, drop_unused, evaluate, place, trace
+from equiscale.deploy.tracing import EXAMPLE, drop_unused, evaluate, evaluation, place, trace
 from equiscale.errors import ModelError
 from equiscale.functional import ConvGeometry, support_windows
 from equiscale.nn import (
@@ -151,18 +150,6 @@ def takes_other_sizes(model: nn.Module, example: Tensor) -> bool:
     except Exception:  # noqa: BLE001 (networks refuse in many ways)
         return False
     return example.ndim > 2
-
-
-@contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
-    """All modules in evaluation, and afterwards in the modes they had."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @dataclass(frozen=True)

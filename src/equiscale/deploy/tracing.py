@@ -3,6 +3,7 @@
 import inspect
 import operator
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -59,10 +60,8 @@ def trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
         ['input', '0', '1', 'output']
     """
     tracer = _GuidedTracer(example.clone())
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with evaluation(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
             expected = _seeded(lambda: model(example.clone()))
             _mark_modes(model, tracer)
             graph = _seeded(lambda: tracer.trace(model))
@@ -75,9 +74,6 @@ def trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
             f"expected a network that can be traced for an input {tuple(example.shape)}, got "
             f"{type(error).__name__}: {error}"
         ) from error
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     drop_unused(graph)
     traced = fx.GraphModule(tracer.root, graph, type(model).__name__)
     traced.meta[MODE] = {
@@ -177,6 +173,18 @@ class _GuidedTracer(fx.Tracer):
                 if other is not node and any(_overlap(other.meta[EXAMPLE], used) for used in written)
             ]
         return value
+
+
+@contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """All modules in evaluation, and afterwards in the modes they had."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def _mark_modes(model: nn.Module, tracer: _GuidedTracer) -> None:
