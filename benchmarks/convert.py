@@ -7,11 +7,11 @@ a table.
 """
 
 import argparse
-import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import recording
 import torch
 from resnet import resnet18
 from torch import Tensor, nn
@@ -21,8 +21,6 @@ from equiscale import ScaleGrid, convert
 from equiscale._files import atomic_path
 from equiscale.data import Dataset, TensorBatches, load, normalize
 from equiscale.data.augment import crop_flip_cutout, recipe_for
-from equiscale.experiments import provenance
-from equiscale.report.tables import insert_into
 from equiscale.train import Checkpoint, Numerics, OptimizerSettings, Splits, TrainConfig, fit
 
 DEFAULT_OUTPUT = Path("results/benchmarks/convert.json")
@@ -182,39 +180,18 @@ def draw(record: dict, target: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = recording.parser(__doc__, DEFAULT_OUTPUT)
     parser.add_argument("--root", type=Path, help="folder of prepared data")
     parser.add_argument("--work", type=Path, default=Path("runs/convert"), help="folder of the checkpoints")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--more", type=int, default=2, help="epochs of training on")
     parser.add_argument("--images", type=int, default=1000, help="test images")
-    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
-    parser.add_argument("--into", type=Path, help="write the table into this document")
-    parser.add_argument("--read", action="store_true", help="do not measure, read the record")
     arguments = parser.parse_args()
     if not arguments.read:
-        commit, clean = provenance.commit()
-        record = {
-            "benchmark": "convert",
-            **measure(arguments),
-            "machine": provenance.machine(torch.device("cpu")),
-            "versions": provenance.versions(),
-            "commit": commit,
-            "clean": clean,
-            "finished": provenance.now(),
-        }
-        with atomic_path(arguments.output) as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n")
-        print(f"Wrote {arguments.output}")
+        record = recording.measured("convert", arguments.output, lambda: measure(arguments))
         draw(record, arguments.output.with_suffix(".svg"))
-    record = json.loads(arguments.output.read_text())
-    print(markdown(record))
-    if arguments.into:
-        insert_into(arguments.into, "convert", markdown(record))
-        print(f"Wrote the table into {arguments.into}")
+    recording.show("convert", arguments, markdown)
 
 
 if __name__ == "__main__":

@@ -11,21 +11,17 @@ height; measured is the face probability in its middle. Needs two files that are
 Writes one JSON record; with --into a table.
 """
 
-import argparse
 import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
+import recording
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from equiscale import ScaleGrid, convert
-from equiscale._files import atomic_path
-from equiscale.experiments import provenance
-from equiscale.report.tables import insert_into
 
 DEFAULT_OUTPUT = Path("results/benchmarks/convert_published.json")
 GRIDS = {
@@ -114,35 +110,17 @@ def markdown(record: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = recording.parser(__doc__, DEFAULT_OUTPUT)
     parser.add_argument("--weights", type=Path, help="pnet.pt")
     parser.add_argument("--picture", type=Path, help="astronaut.png")
-    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
-    parser.add_argument("--into", type=Path, help="write the table into this document")
-    parser.add_argument("--read", action="store_true", help="do not measure, read the record")
     arguments = parser.parse_args()
     if not arguments.read:
         if arguments.weights is None or arguments.picture is None:
             parser.error("give --weights and --picture, or --read")
-        commit, clean = provenance.commit()
-        record = {
-            "benchmark": "convert_published",
-            **measure(arguments.weights, arguments.picture),
-            "versions": provenance.versions(),
-            "commit": commit,
-            "clean": clean,
-            "finished": provenance.now(),
-        }
-        with atomic_path(arguments.output) as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n")
-        print(f"Wrote {arguments.output}")
-    record = json.loads(arguments.output.read_text())
-    print(markdown(record))
-    if arguments.into:
-        insert_into(arguments.into, "convert_published", markdown(record))
-        print(f"Wrote the table into {arguments.into}")
+        recording.measured(
+            "convert_published", arguments.output, lambda: measure(arguments.weights, arguments.picture)
+        )
+    recording.show("convert_published", arguments, markdown)
 
 
 if __name__ == "__main__":

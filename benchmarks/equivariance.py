@@ -14,7 +14,6 @@ of many smallest scales, chosen on the smooth images; where a published network 
 the grid, at the published one too. Writes one JSON record and one SVG, and with --into a table.
 """
 
-import argparse
 import json
 import math
 from collections import defaultdict
@@ -26,6 +25,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import recording
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -36,10 +36,8 @@ from equiscale import ScaleGrid, SteerableBasis
 from equiscale._files import atomic_path
 from equiscale.basis import basis_entry, diagnose, rescaling_error
 from equiscale.errors import BasisError
-from equiscale.experiments import provenance
 from equiscale.nn import LiftConv2d
 from equiscale.report.drawing import FAINT, SERIES, draw
-from equiscale.report.tables import insert_into
 from equiscale.testing import BandLimitedImage, equivariance_error
 
 DEFAULT_OUTPUT = Path("results/benchmarks/equivariance.json")
@@ -330,45 +328,30 @@ def halves(factors: list[float]) -> list[list[int]]:
     return [list(range(a, b)) for a, b in pairwise(ends)]
 
 
+def measure_all() -> dict:
+    results = []
+    for key in GRIDS:
+        for name in BASES:
+            results += sweep(key, name)
+            print(key, name, f"{root_mean_square(results[-1]['smooth']):.2e}", flush=True)
+    return {
+        "results": results,
+        "floor": {key: floor(key) for key in GRIDS},
+        "images": IMAGES * SEEDS,
+        "filters": FILTERS * SEEDS,
+    }
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
-    parser.add_argument("--into", type=Path, help="write the table into this document")
-    parser.add_argument("--read", action="store_true", help="do not measure, read the record")
-    arguments = parser.parse_args()
+    arguments = recording.parser(__doc__, DEFAULT_OUTPUT).parse_args()
     if not arguments.read:
         torch.set_num_threads(1)
         torch.set_default_dtype(torch.float64)
-        results = []
-        for key in GRIDS:
-            for name in BASES:
-                results += sweep(key, name)
-                print(key, name, f"{root_mean_square(results[-1]['smooth']):.2e}", flush=True)
-        commit, clean = provenance.commit()
-        record = {
-            "benchmark": "equivariance",
-            "results": results,
-            "floor": {key: floor(key) for key in GRIDS},
-            "images": IMAGES * SEEDS,
-            "filters": FILTERS * SEEDS,
-            "machine": provenance.machine(torch.device("cpu")),
-            "versions": provenance.versions(),
-            "commit": commit,
-            "clean": clean,
-            "finished": provenance.now(),
-        }
-        with atomic_path(arguments.output) as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n")
-        print(f"Wrote {arguments.output}")
+        recording.measured("equivariance", arguments.output, measure_all)
     record = json.loads(arguments.output.read_text())
     with atomic_path(arguments.output.with_suffix(".svg")) as temporary:
         temporary.write_text(plot(record))
-    print(markdown(record))
-    if arguments.into:
-        insert_into(arguments.into, "equivariance", markdown(record))
-        print(f"Wrote the table into {arguments.into}")
+    recording.show("equivariance", arguments, markdown)
 
 
 if __name__ == "__main__":

@@ -5,22 +5,18 @@ without the gaps in its heap,
 and with them as malloc has them when it is left alone. Writes one JSON record, and with --into a table.
 """
 
-import argparse
-import json
 import time
 from pathlib import Path
 from typing import get_args
 
+import recording
 import torch
 from torch import nn
 
-from equiscale._files import atomic_path
 from equiscale._machine import keep_memory
 from equiscale.choose.estimate import EstimateOptions, estimate
 from equiscale.choose.step import Mode, StepTask, make_step, peak_bytes, seconds
-from equiscale.experiments import provenance
 from equiscale.models import create_model, model_entry
-from equiscale.report.tables import insert_into
 from equiscale.train import Numerics, OptimizerSettings
 
 DEFAULT_OUTPUT = Path("results/benchmarks/estimate.json")
@@ -114,43 +110,25 @@ def shown(ratio: float) -> str:
     return f"{ratio:.2f}" if abs(ratio - 1) <= WANTED else f"**{ratio:.2f}**"
 
 
+def measure_all(patience: float) -> dict:
+    results = []
+    for name in NETWORKS:
+        results.append(measure(name, patience))
+        print(f"measured {name} in {results[-1]['estimated_in']:.0f} s and more")
+    return {"patience": patience, "results": results}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = recording.parser(__doc__, DEFAULT_OUTPUT)
     parser.add_argument(
         "--patience", type=float, default=EstimateOptions.patience, help="as of EstimateOptions, in seconds"
     )
-    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
-    parser.add_argument("--into", type=Path, help="write the table into this document")
-    parser.add_argument("--read", action="store_true", help="do not measure, read the record")
     arguments = parser.parse_args()
     if not arguments.read:
         torch.set_num_threads(1)
         keep_memory()  # as the runs of a suite, and as the command
-        commit, clean = provenance.commit()
-        results = []
-        for name in NETWORKS:
-            results.append(measure(name, arguments.patience))
-            print(f"measured {name} in {results[-1]['estimated_in']:.0f} s and more")
-        record = {
-            "benchmark": "estimate",
-            "patience": arguments.patience,
-            "results": results,
-            "machine": provenance.machine(torch.device("cpu")),
-            "versions": provenance.versions(),
-            "commit": commit,
-            "clean": clean,
-            "finished": provenance.now(),
-        }
-        with atomic_path(arguments.output) as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n")
-        print(f"Wrote {arguments.output}")
-    record = json.loads(arguments.output.read_text())
-    print(markdown(record))
-    if arguments.into:
-        insert_into(arguments.into, "estimate", markdown(record))
-        print(f"Wrote the table into {arguments.into}")
+        recording.measured("estimate", arguments.output, lambda: measure_all(arguments.patience))
+    recording.show("estimate", arguments, markdown)
 
 
 if __name__ == "__main__":

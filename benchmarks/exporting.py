@@ -5,7 +5,6 @@ onnxruntime; PyTorch in evaluation and onnxruntime take turns, on as many thread
 after every network, and goes on where it stopped; with --into a table.
 """
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import onnx
 import onnxruntime
+import recording
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +23,6 @@ from equiscale._files import atomic_path
 from equiscale.deploy import export
 from equiscale.deploy.folding import example_input
 from equiscale.experiments import provenance
-from equiscale.report.tables import insert_into
 
 DEFAULT_OUTPUT = Path("results/benchmarks/exporting.json")
 PATTERNS = ("mnist_*", "scale_*", "wrn_10_1", "wrn_10_1_*")
@@ -148,27 +147,18 @@ def write(output: Path, results: list[dict[str, object]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = recording.parser(__doc__, DEFAULT_OUTPUT)
     parser.add_argument(
         "names", nargs="*", help="networks (default: the published ones of MNIST, small WRNs)"
     )
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
-    parser.add_argument("--into", type=Path, help="write the table into this document")
-    parser.add_argument("--read", action="store_true", help="do not measure, read the record")
     parser.add_argument("--fresh", action="store_true", help="measure those in the record again")
     arguments = parser.parse_args()
     if not arguments.read:
         torch.set_num_threads(arguments.threads)
         run(arguments.output, arguments.names or wanted(), fresh=arguments.fresh)
         print(f"Wrote {arguments.output}")
-    record = json.loads(arguments.output.read_text())
-    print(markdown(record))
-    if arguments.into:
-        insert_into(arguments.into, "exporting", markdown(record))
-        print(f"Wrote the table into {arguments.into}")
+    recording.show("exporting", arguments, markdown)
 
 
 if __name__ == "__main__":

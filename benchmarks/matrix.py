@@ -4,14 +4,12 @@ The record is written by the tests themselves: what is not tested has no "yes". 
 written into a document.
 """
 
-import argparse
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-from equiscale.report.tables import insert_into
+import recording
 
 DEFAULT_OUTPUT = Path("results/benchmarks/matrix.json")
 COLUMNS = (
@@ -37,20 +35,10 @@ def run(output: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
-    parser.add_argument("--into", type=Path, help="write the table into this document")
-    parser.add_argument("--read", action="store_true", help="do not run the tests, read the record")
-    arguments = parser.parse_args()
+    arguments = recording.parser(__doc__, DEFAULT_OUTPUT).parse_args()
     if not arguments.read:
         run(arguments.output)
-    record = json.loads(arguments.output.read_text())
-    print(markdown(record))
-    if arguments.into:
-        insert_into(arguments.into, "matrix", markdown(record))
-        print(f"Wrote the table into {arguments.into}")
+    recording.show("matrix", arguments, markdown)
 
 
 if __name__ == "__main__":

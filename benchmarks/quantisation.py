@@ -5,25 +5,22 @@ largest output on test images of the same realisation of MNIST-scale. Writes one
 a table.
 """
 
-import argparse
-import json
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import onnxruntime
+import recording
 import torch
 from onnxruntime.quantization import QuantType, quantize_static
 from torch import Tensor
 
 from equiscale import create_model
-from equiscale._files import atomic_path
 from equiscale.data import load
 from equiscale.deploy import export
 from equiscale.experiments import provenance
 from equiscale.models.pretrained import pretrained_weights
-from equiscale.report.tables import insert_into
 
 DEFAULT_OUTPUT = Path("results/benchmarks/quantisation.json")
 NETWORKS = ("mnist_cnn_28", "mnist_ses_vector_28")
@@ -96,33 +93,19 @@ def markdown(record: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = recording.parser(__doc__, DEFAULT_OUTPUT)
     parser.add_argument("--root", type=Path, help="folder of prepared data")
-    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
-    parser.add_argument("--into", type=Path, help="write the table into this document")
-    parser.add_argument("--read", action="store_true", help="do not measure, read the record")
     arguments = parser.parse_args()
     if not arguments.read:
-        commit, clean = provenance.commit()
-        record = {
-            "benchmark": "quantisation",
-            "results": [measure(name, arguments.root) for name in NETWORKS],
-            "machine": provenance.machine(torch.device("cpu")),
-            "versions": provenance.versions() | {"onnxruntime": onnxruntime.__version__},
-            "commit": commit,
-            "clean": clean,
-            "finished": provenance.now(),
-        }
-        with atomic_path(arguments.output) as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n")
-        print(f"Wrote {arguments.output}")
-    record = json.loads(arguments.output.read_text())
-    print(markdown(record))
-    if arguments.into:
-        insert_into(arguments.into, "quantisation", markdown(record))
-        print(f"Wrote the table into {arguments.into}")
+        recording.measured(
+            "quantisation",
+            arguments.output,
+            lambda: {
+                "results": [measure(name, arguments.root) for name in NETWORKS],
+                "versions": provenance.versions() | {"onnxruntime": onnxruntime.__version__},
+            },
+        )
+    recording.show("quantisation", arguments, markdown)
 
 
 if __name__ == "__main__":

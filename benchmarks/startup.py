@@ -5,19 +5,14 @@ machine hits all of them. Times are of the processor (time.process_time), median
 the clock starts, and is timed itself for comparison. Writes one JSON record, and with --into a table.
 """
 
-import argparse
-import json
 import os
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 
+import recording
 import torch
-
-from equiscale._files import atomic_path
-from equiscale.experiments import provenance
-from equiscale.report.tables import insert_into
 
 DEFAULT_OUTPUT = Path("results/benchmarks/startup.json")
 BUILT = ("mnist_ses_scalar_28", "mnist_disco", "wrn_16_8_ses_b")
@@ -73,34 +68,13 @@ def markdown(record: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = recording.parser(__doc__, DEFAULT_OUTPUT)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
-    parser.add_argument("--into", type=Path, help="write the table into this document")
-    parser.add_argument("--read", action="store_true", help="do not measure, read the record")
     arguments = parser.parse_args()
     if not arguments.read:
         torch.set_num_threads(1)
-        commit, clean = provenance.commit()
-        record = {
-            "benchmark": "startup",
-            "results": measure(arguments.rounds),
-            "machine": provenance.machine(torch.device("cpu")),
-            "versions": provenance.versions(),
-            "commit": commit,
-            "clean": clean,
-            "finished": provenance.now(),
-        }
-        with atomic_path(arguments.output) as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n")
-        print(f"Wrote {arguments.output}")
-    record = json.loads(arguments.output.read_text())
-    print(markdown(record))
-    if arguments.into:
-        insert_into(arguments.into, "startup", markdown(record))
-        print(f"Wrote the table into {arguments.into}")
+        recording.measured("startup", arguments.output, lambda: {"results": measure(arguments.rounds)})
+    recording.show("startup", arguments, markdown)
 
 
 if __name__ == "__main__":
