@@ -2,12 +2,14 @@
 
 import hashlib
 import http.client
+import ipaddress
 import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import IO, Final, TypeAlias
+from urllib.parse import urlsplit
 
 from equiscale._files import publish
 from equiscale.errors import ChecksumError, DataError, SettingError
@@ -20,7 +22,8 @@ _DEFAULT_MAX_BYTES: Final = 4 << 30
 _RANGE_NOT_SATISFIABLE: Final = 416
 _ALGORITHMS: Final = ("md5", "sha256")
 _REFUSALS: Final = (DataError,)
-_INTERRUPTIONS: Final = (OSError, http.client.HTTPException)
+# Among the wrong values is an address of a redirect that is no name of a host.
+_INTERRUPTIONS: Final = (OSError, http.client.HTTPException, ValueError)
 
 
 def fetch_file(
@@ -36,10 +39,12 @@ def fetch_file(
 
     The bytes go to ``<target>.part``. A download that is cut off is resumed there, in this call or the next.
     The checksum is compared before the rename to ``target``; wrong bytes are deleted and the next mirror
-    is asked. A ``target`` that is there already, with the right checksum, is left as it is.
+    is asked. A ``target`` that is there already, with the right checksum, is left as it is. Without a
+    checksum nothing that another call or mirror has left is believed, nor a file whose length no one told.
 
     Args:
-        urls: The mirrors, http or https, in the order in which they are tried.
+        urls: The mirrors, in the order in which they are tried: https, also where they redirect to; http is
+            taken from this machine alone.
         target: The final path.
         checksum: The expected checksum, ``"md5:…"`` or ``"sha256:…"``, or None for no check.
         max_bytes: The size limit in bytes.
@@ -50,7 +55,7 @@ def fetch_file(
         The target.
 
     Raises:
-        SettingError: If a url is not http or https, none is given, or the checksum is not well formed.
+        SettingError: If a url is not https, none is given, or the checksum is not well formed.
         ChecksumError: If a mirror delivered wrong bytes and none delivered the right ones.
         DataError: If no mirror delivered the file.
     """
@@ -65,6 +70,8 @@ def fetch_file(
         return target
     failures: list[Exception] = []
     for url in urls:
+        if checksum is None:
+            part.unlink(missing_ok=True)
         transfer = _Transfer(
             url, part, checksum=checksum, max_bytes=max_bytes, timeout=timeout, progress=progress
         )
@@ -161,7 +168,7 @@ class _Transfer:
             headers["Range"] = f"bytes={offset}-"
         request = urllib.request.Request(self.url, headers=headers)
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as response:
+            with _opener().open(request, timeout=self.timeout) as response:
                 self._receive(response, self._resumed_at(response, offset))
         except urllib.error.HTTPError as error:
             error.close()
@@ -172,9 +179,11 @@ class _Transfer:
                 self.run()
 
     def _receive(self, response: http.client.HTTPResponse, offset: int) -> None:
-        length = response.headers.get("Content-Length")
-        total = offset + int(length) if length and length.isdigit() else None
+        length = _announced(response)
+        total = None if length is None else offset + length
         self._check_size(total or 0)
+        if total is None and self.checksum is None and not response.chunked:
+            raise DataError(f"{self.url}: expected the length of a file without a checksum, got none")
         size = offset
         with open(self.part, "ab" if offset else "wb") as stream:
             while chunk := response.read(_CHUNK):
@@ -191,7 +200,7 @@ class _Transfer:
         if response.status != http.client.PARTIAL_CONTENT:
             return 0
         if not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
-            self.part.unlink()
+            self.part.unlink(missing_ok=True)
             raise ConnectionError(f"the server resumed somewhere else than at byte {offset}")
         return offset
 
@@ -202,6 +211,50 @@ class _Transfer:
                 f"{self.url}: expected at most {self.max_bytes} bytes, got {size} or more; "
                 "check the url, or raise max_bytes"
             )
+
+
+class _SafeRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect out of TLS, nor to another protocol."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        if not _is_safe(newurl):
+            raise DataError(f"{req.full_url}: expected a redirect to https, got one to {newurl!r}")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    return urllib.request.build_opener(_SafeRedirects)
+
+
+def _is_safe(url: str) -> bool:
+    """Whether a url is https, or http on this machine."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+    except ValueError:
+        return False
+    return bool(host) and (parts.scheme == "https" or (parts.scheme == "http" and _is_here(host)))
+
+
+def _is_here(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _announced(response: http.client.HTTPResponse) -> int | None:
+    """The bytes that the server says it sends; None where it does not say."""
+    length = response.headers.get("Content-Length") or ""
+    return int(length) if re.fullmatch("[0-9]{1,18}", length) else None
 
 
 def _has_checksum(path: Path, checksum: str | None) -> bool:
@@ -221,8 +274,8 @@ def _check_settings(urls: Sequence[str], checksum: str | None) -> None:
     if not urls or isinstance(urls, str):
         raise SettingError(f"expected a list of at least one url, got {urls!r}")
     for url in urls:
-        if not url.startswith(("http://", "https://")):
-            raise SettingError(f"expected an http or https url, got {url!r}")
+        if not _is_safe(url):
+            raise SettingError(f"expected an https url, got {url!r}; http is taken from this machine alone")
     if checksum is None:
         return
     algorithm, _, digest = checksum.partition(":")

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from equiscale.data.dataset import Dataset, DatasetInfo, Preparation, Realisation, load_split
 from equiscale.data.decoding import CHANNELS, RECIPE, SUFFIXES, decode_all
-from equiscale.data.root import data_root
+from equiscale.data.root import absolute_path, data_root
 from equiscale.data.scale_recipe import Split
 from equiscale.data.store import (
     SPLIT_ORDER,
@@ -205,7 +205,7 @@ def _prepared(settings: FolderSettings, root: Path) -> tuple[Path, Manifest]:
     key = hashlib.sha256(f"{settings.path.resolve()} {settings.size} {settings.on_corrupt}".encode())
     folder = root / "folders" / f"{settings.path.resolve().name}-{key.hexdigest()[:12]}"
     manifest = found_manifest(folder)
-    if manifest is None or (manifest.notes["state"], manifest.notes["recipe"]) != (state, RECIPE):
+    if manifest is None or (manifest.notes.get("state"), manifest.notes.get("recipe")) != (state, RECIPE):
         manifest = _make(settings, classes, files, folder, state)
     return folder, manifest
 
@@ -296,10 +296,10 @@ def _list_files(path: Path) -> tuple[list[str], list[_File]]:
         )
     home = path.resolve()
     for split in SPLIT_ORDER:
-        if not (path / split).resolve().is_relative_to(home):
+        if not _leads_into(path / split, home):
             raise DataError(
                 f"expected {split} inside {path}, got a link that leads out of it, to "
-                f"{(path / split).resolve()}; put the images themselves there"
+                f"{os.path.realpath(path / split)}; put the images themselves there"
             )
     classes = [folder.name for folder in _folders(path / "train", home)]
     labels = {name: label for label, name in enumerate(classes)}
@@ -342,8 +342,18 @@ def _images(folder: Path, home: Path) -> Iterator[Path]:
 def _visible(folder: Path, home: Path) -> list[Path]:
     """What a folder holds, sorted, without hidden files and links that lead out of ``home``."""
     names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    for name in names:
+        if not name.isprintable():  # nor is a name that is no UTF-8
+            raise DataError(f"expected names of printable characters in {folder}, got {name!r}; rename it")
     found = [folder / name for name in names]
-    return [path for path in found if not path.is_symlink() or path.resolve().is_relative_to(home)]
+    return [path for path in found if not path.is_symlink() or _leads_into(path, home)]
+
+
+def _leads_into(link: Path, home: Path) -> bool:
+    try:
+        return link.resolve().is_relative_to(home)
+    except (OSError, RuntimeError):  # a link to itself
+        return False
 
 
 def _content(path: Path) -> bytes:
@@ -378,4 +388,4 @@ def _checked(settings: FolderSettings) -> FolderSettings:
         raise SettingError(f"expected on_corrupt of {get_args(OnCorrupt)}, got {settings.on_corrupt!r}")
     if not 1 <= settings.size <= _MAX_SIZE:
         raise SettingError(f"expected a size of 1 to {_MAX_SIZE} pixels, got {settings.size}")
-    return FolderSettings(settings.path.expanduser().absolute(), settings.size, settings.on_corrupt)
+    return FolderSettings(absolute_path(settings.path), settings.size, settings.on_corrupt)

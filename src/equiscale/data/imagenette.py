@@ -7,14 +7,9 @@ Source:
     Howard, 2019, "Imagenette", github.com/fastai/imagenette.
 """
 
-import lzma
 import os
 import re
-import struct
-import tarfile
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -22,6 +17,7 @@ from typing import Final
 import numpy as np
 
 from equiscale.citations import IMAGENETTE
+from equiscale.data.archives import DAMAGES, archive_members
 from equiscale.data.dataset import DatasetInfo, Preparation, Realisation
 from equiscale.data.decoding import CHANNELS, RECIPE, decode_all
 from equiscale.data.download import fetch_file, file_checksum, percent_lines
@@ -60,19 +56,6 @@ CLASSES: Final = {
 
 _SPLITS: Final = {"train": "train", "val": "test"}  # the archives' words and ours
 _MEMBER: Final = re.compile(r"(?:\./)?\w[\w.-]*/(train|val)/(\w+)/([^/\\]+\.(?i:jpe?g|webp|png))")
-# Encrypted members are told by a RuntimeError, unknown methods by a NotImplementedError, which is one too;
-# spoilt bzip2 by an OSError, and spoilt headers by errors of struct or wrong values.
-_DAMAGES: Final = (
-    zipfile.BadZipFile,
-    tarfile.TarError,
-    zlib.error,
-    lzma.LZMAError,
-    struct.error,
-    OSError,
-    EOFError,
-    ValueError,
-    RuntimeError,
-)
 _MAX_ARCHIVE_BYTES: Final = 1 << 28
 _MAX_MEMBER_BYTES: Final = 4 << 20
 _MAX_TOTAL_BYTES: Final = 1 << 30  # of all images, packed: ten times what the public archive holds
@@ -192,32 +175,22 @@ def _read_members(archive: Path) -> dict[tuple[str, int, str], bytes]:
     members: dict[tuple[str, int, str], bytes] = {}
     total = 0
     try:
-        for name, size, read in _unpack(archive):
-            key = _key(name)
+        for member in archive_members(archive, max_bytes=_MAX_TOTAL_BYTES):
+            key = _key(member.name)
             if key is None:
                 continue
-            total += size
-            _check_size(archive, name, size, total)
-            members[key] = read()
+            if key in members:
+                raise DataError(
+                    f"expected every image once in {archive}, got {member.name} twice; get it anew"
+                )
+            total += member.size
+            _check_size(archive, member.name, member.size, total)
+            members[key] = member.read()
     except DataError:
         raise
-    except _DAMAGES as error:
+    except DAMAGES as error:
         raise DataError(f"expected a whole .zip or .tgz archive in {archive}, got: {error}") from error
     return members
-
-
-def _unpack(archive: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
-    """Name, announced size and reader of every ordinary file; links and folders are passed over."""
-    if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as packed:
-            for entry in packed.infolist():
-                yield entry.filename, entry.file_size, partial(packed.read, entry)
-        return
-    with tarfile.open(archive, "r:gz") as stream:
-        for member in stream:
-            content = stream.extractfile(member) if member.isreg() else None
-            if content is not None:
-                yield member.name, member.size, content.read
 
 
 def _key(name: str) -> tuple[str, int, str] | None:
@@ -251,13 +224,15 @@ def _find_archive(base: Path, source: Path | str | None) -> Path:
     archive = base / ARCHIVE if source is None else Path(source)
     if not archive.is_file():
         raise DataError(f"expected an archive of Imagenette at {archive}, got no file; {_mend(base)}")
+    if (size := archive.stat().st_size) > _MAX_ARCHIVE_BYTES:
+        raise DataError(f"expected an archive of at most {_MAX_ARCHIVE_BYTES} bytes at {archive}, got {size}")
     return archive
 
 
 def _is_from(manifest: Manifest, source: Path | str | None, base: Path) -> bool:
     """Whether the arrays were made from this source, or from the public archive for None."""
     wanted = ARCHIVE_MD5 if source is None else _md5(_find_archive(base, source))
-    return (manifest.notes["source_md5"], manifest.notes["recipe"]) == (wanted, RECIPE)
+    return (manifest.notes.get("source_md5"), manifest.notes.get("recipe")) == (wanted, RECIPE)
 
 
 def _md5(path: Path) -> str:
@@ -265,7 +240,7 @@ def _md5(path: Path) -> str:
 
 
 def _told(manifest: Manifest, folder: Path) -> str:
-    if manifest.notes["source_md5"] != ZIP_MD5:
+    if manifest.notes.get("source_md5") != ZIP_MD5:
         return f"{NAME}: {folder} has SHA-256 {manifest.checksum}"
     if manifest.checksum == ZIP_CHECKSUM:
         return f"{NAME}: {folder} has the expected SHA-256 {manifest.checksum}"

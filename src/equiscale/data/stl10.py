@@ -5,11 +5,8 @@ Source:
     checksums are those that torchvision publishes.
 """
 
-import gzip
 import hashlib
 import shutil
-import tarfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,6 +18,7 @@ from numpy.typing import NDArray
 
 from equiscale._files import atomic_path
 from equiscale.citations import STL10
+from equiscale.data.archives import DAMAGES, Member, archive_members
 from equiscale.data.dataset import DatasetInfo, Preparation, Realisation
 from equiscale.data.download import fetch_file, file_checksum, percent_lines
 from equiscale.data.root import data_root, prepare_command
@@ -36,10 +34,7 @@ FOLD_SIZES: Final = {"train": 1_000, "test": 8_000}
 FOLDS: Final = 10
 
 ARCHIVE: Final = "stl10_binary.tar.gz"
-MIRRORS: Final = (
-    f"https://ai.stanford.edu/~acoates/stl10/{ARCHIVE}",
-    f"http://ai.stanford.edu/~acoates/stl10/{ARCHIVE}",
-)
+MIRRORS: Final = (f"https://ai.stanford.edu/~acoates/stl10/{ARCHIVE}",)
 ARCHIVE_MD5: Final = "91f7769df0f17e558f3565bffb0c7dfb"
 CLASS_NAMES: Final = (
     "airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck",
@@ -49,6 +44,7 @@ _FOLDER: Final = "stl10_binary"  # in the archive
 _FOLD_FILE: Final = "fold_indices.txt"
 _MAX_ARCHIVE_BYTES: Final = 3 << 30
 _MAX_FOLD_BYTES: Final = 1 << 20
+_MAX_TOTAL_BYTES: Final = 4 << 30  # unpacked, with the unlabelled images
 _PIXELS: Final = 3 * 96 * 96
 
 
@@ -214,7 +210,7 @@ def _read_folds(folder: Path) -> list[NDArray[np.int64]]:
     path = folder / _FOLD_FILE
     try:
         folds = [np.array(line.split(), np.int64) for line in path.read_text("ascii").splitlines()]
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise DataError(f"expected lines of whole numbers in {path}, got: {error}") from error
     wanted, images = FOLD_SIZES["train"], SPLIT_SIZES["train"]
     legal = all(len(fold) == wanted and np.isin(fold, range(images)).all() for fold in folds)
@@ -259,21 +255,22 @@ def _take_files(origin: Path, target: Path) -> None:
         return
     try:
         _extract(origin, target, sizes)
-    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+    except DataError:
+        raise
+    except DAMAGES as error:
         raise DataError(f"expected a whole {ARCHIVE} in {origin}, got: {error}; get it again") from error
 
 
 def _extract(archive: Path, target: Path, sizes: dict[str, int]) -> None:
     """Nothing is written under a name from the archive: its members are only compared with ours."""
     missing = {f"{_FOLDER}/{name}": name for name in [*sizes, _FOLD_FILE]}
-    with tarfile.open(archive, "r:gz") as stream:
-        for member in stream:
-            name = missing.pop(member.name.removeprefix("./"), None)
-            if name is not None:
-                _take(partial(_open_member, stream, member), target / name, sizes.get(name))
-            if not missing:
-                return
-    raise DataError(f"expected {', '.join(missing)} in {archive}, got no such file; get it again")
+    for member in archive_members(archive, max_bytes=_MAX_TOTAL_BYTES):
+        name = missing.pop(member.name.removeprefix("./"), None)
+        if name is not None:
+            _take(partial(_open_member, member), target / name, sizes.get(name))
+        if not missing:
+            return
+    raise DataError(f"expected {', '.join(missing)} in {archive}, got no such ordinary file; get it again")
 
 
 def _open_file(path: Path) -> tuple[IO[bytes], int]:
@@ -282,11 +279,8 @@ def _open_file(path: Path) -> tuple[IO[bytes], int]:
     return path.open("rb"), path.stat().st_size
 
 
-def _open_member(stream: tarfile.TarFile, member: tarfile.TarInfo) -> tuple[IO[bytes], int]:
-    content = stream.extractfile(member) if member.isreg() else None
-    if content is None:
-        raise DataError(f"expected an ordinary file {member.name} in {stream.name!s}, got a link or folder")
-    return content, member.size
+def _open_member(member: Member) -> tuple[IO[bytes], int]:
+    return member.open(), member.size
 
 
 def _take(opened: Callable[[], tuple[IO[bytes], int]], target: Path, expected: int | None) -> None:

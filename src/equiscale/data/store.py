@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equiscale._files import atomic_path
+from equiscale.data.array_file import map_array
 from equiscale.data.download import file_checksum
 from equiscale.data.scale_recipe import Split
 from equiscale.errors import ChecksumError, DataError
@@ -18,6 +20,8 @@ from equiscale.errors import ChecksumError, DataError
 MANIFEST: Final = "manifest.json"
 FORMAT_VERSION: Final = 1
 SPLIT_ORDER: Final = ("train", "val", "test")
+
+_MAX_MANIFEST_BYTES: Final = 64 << 20  # the names of a million images that were left out
 
 Maker: TypeAlias = Callable[[Path], tuple[Mapping[str, Split], Mapping[str, Any]]]
 """Writes images into a folder; returns the splits, and notes for the manifest."""
@@ -83,9 +87,11 @@ def read_manifest(folder: Path, *, mend: str) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise DataError(f"expected prepared data in {folder}, got no {MANIFEST}; {mend}")
+    if (size := path.stat().st_size) > _MAX_MANIFEST_BYTES:
+        raise DataError(f"expected a manifest of at most {_MAX_MANIFEST_BYTES} bytes, got {size}; {mend}")
     try:
-        manifest = _parse(json.loads(path.read_text()))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        manifest = _parse(json.loads(path.read_text("utf-8")))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataError(f"expected a manifest in {path}, got: {error!r}; {mend}") from error
     if manifest.version != FORMAT_VERSION:
         raise DataError(f"expected format version {FORMAT_VERSION} in {path}, got {manifest.version}; {mend}")
@@ -169,26 +175,38 @@ def open_splits(folder: Path, names: Iterable[str], *, mend: str) -> dict[str, S
     """The splits that ``save_splits`` wrote; images stay in their files until they are used.
 
     Raises:
-        DataError: If a file is no array, or not as many images as labels are there.
+        DataError: If a file is no array of bytes or of whole numbers, or holds less than its header says, or
+            there are not as many images as labels.
     """
-    splits = {}
-    for name in names:
-        try:
-            images = np.load(images_path(folder, name), mmap_mode="c", allow_pickle=False)
-            labels = np.load(folder / f"{name}-labels.npy", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(
-                f"expected arrays of the split {name} in {folder}, got: {error}; {mend}"
-            ) from error
-        splits[name] = unscaled(images, labels)
-    return splits
+    return {name: _open_split(folder, name, mend) for name in names}
+
+
+def _open_split(folder: Path, name: str, mend: str) -> Split:
+    try:
+        images = map_array(images_path(folder, name))
+        labels = np.array(map_array(folder / f"{name}-labels.npy"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"expected arrays of the split {name} in {folder}, got: {error}; {mend}") from error
+    legal = images.dtype == np.uint8 and images.ndim in (3, 4) and labels.dtype.kind in "ui"
+    if not legal or labels.shape != images.shape[:1]:
+        raise DataError(
+            f"expected images of bytes and as many labels of the split {name} in {folder}, got "
+            f"{images.dtype} {images.shape} and {labels.dtype} {labels.shape}; {mend}"
+        )
+    return unscaled(images, labels)
 
 
 def map_bytes(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """The bytes of a file as an array that stays in the file until it is used.
 
     The map is copy-on-write: what a caller writes to the array never reaches the file.
+
+    Raises:
+        DataError: If the file is shorter or longer than the array.
     """
+    size = path.stat().st_size
+    if size != math.prod(shape):
+        raise DataError(f"expected {math.prod(shape)} bytes in {path}, got {size}; prepare the data again")
     return np.memmap(path, np.uint8, mode="c", shape=shape)
 
 
@@ -218,14 +236,30 @@ def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
 
-def _parse(stored: dict[str, Any]) -> Manifest:
-    files = {_plain(name): FileStamp(**stamp) for name, stamp in stored.pop("files").items()}
-    return Manifest(files=files, **stored)
+def _parse(stored: Any) -> Manifest:
+    files = {_plain(name): _parse_stamp(stamp) for name, stamp in stored.pop("files").items()}
+    manifest = Manifest(files=files, **stored)
+    kinds = {"dataset": str, "checksum": str, "notes": dict, "version": int}
+    for name, kind in kinds.items():
+        _check_kind(name, getattr(manifest, name), kind)
+    return manifest
+
+
+def _parse_stamp(stored: Any) -> FileStamp:
+    stamp = FileStamp(**stored)
+    for name, kind in (("size", int), ("mtime_ns", int), ("checksum", str)):
+        _check_kind(name, getattr(stamp, name), kind)
+    return stamp
+
+
+def _check_kind(name: str, value: object, kind: type) -> None:
+    if type(value) is not kind:
+        raise TypeError(f"expected {kind.__name__} as {name}, got {type(value).__name__}")
 
 
 def _plain(name: str) -> str:
     """A manifest speaks of the files beside it and of no others."""
-    if Path(name).name != name:
+    if Path(name).name != name or name == ".." or not name.isprintable():
         raise ValueError(f"expected the name of a file, got {name!r}")
     return name
 
