@@ -41,6 +41,10 @@ class TrainingError(EquiscaleError, RuntimeError):
     """A training that cannot go on, for example because the loss is not finite."""
 
 
+class TrainingStoppedError(EquiscaleError, RuntimeError):
+    """A training that was asked to stop, and did at the next safe point."""
+
+
 class RecordError(EquiscaleError, RuntimeError):
     """A run record that cannot be read or does not fit its schema."""
 

@@ -18,7 +18,13 @@ from equiscale._files import atomic_path
 from equiscale.data import Dataset, DatasetInfo, TensorBatches, dataset_info, load, normalize, random_rescale
 from equiscale.data.augment import crop_flip_cutout, recipe_for
 from equiscale.data.loader import Transform
-from equiscale.errors import CheckpointError, EquiscaleError, SettingError, TrainingError
+from equiscale.errors import (
+    CheckpointError,
+    EquiscaleError,
+    SettingError,
+    TrainingError,
+    TrainingStoppedError,
+)
 from equiscale.experiments import provenance
 from equiscale.experiments.inspection import inspect_network, layer_equivariance
 from equiscale.experiments.plan import format_overrides
@@ -88,7 +94,11 @@ class RunOptions:
 
 @unmeasured()
 def execute_run(
-    settings: RunSettings, options: RunOptions, *, on_epoch: Callable[[EpochResult], None] | None = None
+    settings: RunSettings,
+    options: RunOptions,
+    *,
+    on_epoch: Callable[[EpochResult], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> RunRecord:
     """Do one run; write its weights, the arrays of its pictures, and last its record.
 
@@ -98,6 +108,7 @@ def execute_run(
         settings: What to run.
         options: Where and how.
         on_epoch: Called after every epoch.
+        should_stop: Asked at every safe point.
 
     Returns:
         The record, which is on disk. Its status is "failed" where the training could not go on.
@@ -105,9 +116,11 @@ def execute_run(
     Raises:
         DataError: If the data are missing or damaged.
         CheckpointError: If the checkpoint is damaged.
+        TrainingStoppedError: If it was to stop; the checkpoint has been written.
+        OSError: If weights or record cannot be written, for example for want of room.
     """
     torch.set_num_threads(options.threads)
-    run = _Run(settings, options)
+    run = _Run(settings, options, should_stop or (lambda: False))
     checkpoint = checkpoint_path(options.folder, settings)
     if not options.resume:
         checkpoint.unlink(missing_ok=True)
@@ -172,8 +185,9 @@ def check_networks(runs: Iterable[RunSettings], *, data_root: Path | None = None
 class _Run:
     """The parts of a run: data on the device, the network, and what was seen so far."""
 
-    def __init__(self, settings: RunSettings, options: RunOptions) -> None:
+    def __init__(self, settings: RunSettings, options: RunOptions, should_stop: Callable[[], bool]) -> None:
         self.settings, self.options, self.started = settings, options, provenance.now()
+        self.should_stop = should_stop
         self.commit = provenance.commit()
         self.device = torch.device(options.device)
         info = dataset_info(settings.dataset, root=options.data_root)
@@ -214,13 +228,24 @@ class _Run:
                 belongs_to=f"{self.settings.run_id} on data {self.train_split.checksum}",
             ),
             on_epoch=remember,
+            should_stop=self.should_stop,
         )
+
+    def _between_batches(self) -> None:
+        if self.should_stop():
+            raise TrainingStoppedError("stopped in the test after the last epoch")
 
     def finish(self, state: TrainState) -> RunRecord:
         """Test the epoch that was kept and write the weights and the pictures' arrays."""
+        self.notes.extend(state.notes)
         self.network.load_state_dict(state.best)
         begun = time.monotonic()
-        predictions, labels = evaluate(self.network, self._batches(self.test), numerics=self.config.numerics)
+        predictions, labels = evaluate(
+            self.network,
+            self._batches(self.test),
+            numerics=self.config.numerics,
+            on_batch=self._between_batches,
+        )
         seconds = time.monotonic() - begun
         test = TestRecord(
             epoch=state.best_epoch,

@@ -12,7 +12,7 @@ from torch import Tensor
 from equiscale._files import atomic_path
 from equiscale.errors import CheckpointError
 
-_FORMAT = "equiscale-checkpoint-1"
+_FORMAT = "equiscale-checkpoint-2"
 
 
 def storable(tensor: Tensor) -> Tensor:

@@ -1,23 +1,33 @@
-"""The training loop: the epoch to keep, a checkpoint an epoch, exact resumption."""
+"""The training loop: the epoch to keep, checkpoints, a stop at any step, exact resumption."""
 
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from equiscale.errors import CheckpointError, SettingError, TrainingError
+from equiscale.errors import SettingError, TrainingError, TrainingStoppedError
 from equiscale.train.average import WeightAverage, weights_of
-from equiscale.train.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
-from equiscale.train.config import Numerics, Select, TrainConfig
+from equiscale.train.config import Numerics, TrainConfig
 from equiscale.train.seeding import derive_seed
+from equiscale.train.state import (
+    EpochResult,
+    Position,
+    TrainState,
+    random_states,
+    restore_random_states,
+    restore_state,
+    save_state,
+)
 from equiscale.train.step import Gradients, forward_of, gradients_of
 
 _PLAIN = Numerics()
+_TEN_MINUTES = 600.0
 
 
 class Batches(Protocol):
@@ -45,71 +55,18 @@ class Splits:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a training is kept after every epoch.
+    """Where and when a training is kept: after every epoch, when it is stopped, and now and then.
 
     Args:
         path: The file.
         belongs_to: What the training depends on beside the network and its settings, for example the
             data's checksum: a checkpoint of anything else is refused.
+        every: Seconds of a long epoch after which it is kept once more; what a killed training loses.
     """
 
     path: Path
     belongs_to: str = ""
-
-
-@dataclass(frozen=True)
-class EpochResult:
-    """What one epoch gave; errors in percent, None where not measured, the epoch counted from 1."""
-
-    epoch: int
-    learning_rate: float
-    train_loss: float
-    train_error: float
-    validation_error: float | None
-    seconds: float
-    test_error: float | None = None
-
-
-@dataclass
-class TrainState:
-    """Everything that changes during a training.
-
-    Args:
-        model: The module, trained in place.
-        optimizer: Its optimiser.
-        select: Which epoch is kept.
-        average: The moving average of the weights, where it is evaluated in their place.
-        history: One entry an epoch.
-        best: The state dict of the epoch that is kept: of the least validation error, the first one on
-            ties, or the last one.
-        best_epoch: That epoch, counted from 1.
-    """
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    select: Select = "best-validation"
-    average: WeightAverage | None = None
-    history: list[EpochResult] = field(default_factory=list)
-    best: dict[str, Tensor] = field(default_factory=dict)
-    best_epoch: int = 0
-
-    def record(self, result: EpochResult) -> None:
-        """Append an epoch, and keep its weights if it is the one to keep so far."""
-        self.history.append(result)
-        if self.select == "last" or self._is_first_best():
-            self.keep(result.epoch)
-
-    def keep(self, epoch: int) -> None:
-        """Make the weights of now the ones to keep."""
-        weights = self.model.state_dict() if self.average is None else self.average.tensors
-        self.best = {name: tensor.detach().clone() for name, tensor in weights.items()}
-        self.best_epoch = epoch
-
-    def _is_first_best(self) -> bool:
-        errors = [
-            math.inf if past.validation_error is None else past.validation_error for past in self.history
-        ]
-        return errors.index(min(errors)) == len(errors) - 1
+    every: float = _TEN_MINUTES
 
 
 def fit(
@@ -119,6 +76,7 @@ def fit(
     config: TrainConfig,
     checkpoint: Checkpoint | None = None,
     on_epoch: Callable[[EpochResult], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> TrainState:
     """Train a classifier with cross entropy; keep the best validation epoch, or the last.
 
@@ -130,9 +88,11 @@ def fit(
         model: The module, trained in place, with logits as output.
         splits: Batches for training, validation and the periodic test.
         config: Epochs, learning rates, optimiser, precision and seed.
-        checkpoint: Written after every epoch; if it exists, training goes on from it.
+        checkpoint: Written after every epoch and at a stop; if it exists, training goes on from it. One
+            that cannot be written, for want of room, is noted in the state and stops nothing.
         on_epoch: Called after every epoch, when its checkpoint is safe; for a resumed training
             first with the epochs it has behind it.
+        should_stop: Asked after every step and every batch of an evaluation.
 
     Returns:
         The final state; ``state.best`` holds the weights to test.
@@ -142,6 +102,7 @@ def fit(
             batches for it, or the numerics cannot be had on the module's device.
         TrainingError: If the loss or a weight is not finite. The epoch's number is in the message,
             and the epoch is not kept.
+        TrainingStoppedError: If it was to stop; the checkpoint has been written.
         CheckpointError: If the checkpoint is damaged, or is one of another network, other settings, or
             of something else than it belongs to.
 
@@ -160,27 +121,84 @@ def fit(
     )
     identity = _identity(model, config, checkpoint)
     if checkpoint is not None and checkpoint.path.exists():
-        _resume(state, checkpoint.path, identity)
+        restore_state(state, checkpoint.path, identity)
     for result in state.history:
         _tell(on_epoch, result)
+    keeper = _Keeper(state, checkpoint, identity, should_stop)
     gradients = gradients_of(model, config)
     for epoch in range(len(state.history) + 1, config.epochs + 1):
-        result = _run_epoch(state, splits, config, gradients, epoch)
+        try:
+            result = _run_epoch(state, splits, config, gradients, epoch, keeper)
+        except TrainingStoppedError:
+            keeper.save()
+            raise
         state.record(result)
-        if checkpoint is not None:
-            _save(state, checkpoint.path, identity)
+        keeper.save()
         _tell(on_epoch, result)
     return state
 
 
+class _Keeper:
+    """Keeps a training when it is time to, and stops it when it is to stop."""
+
+    def __init__(
+        self,
+        state: TrainState,
+        checkpoint: Checkpoint | None,
+        identity: str,
+        should_stop: Callable[[], bool] | None,
+    ) -> None:
+        self.state, self.checkpoint, self.identity = state, checkpoint, identity
+        self.should_stop = should_stop or (lambda: False)
+        self.saved = time.monotonic()
+
+    def after_step(self) -> None:
+        """A safe point: weights, optimiser, sums and random states are of the same step."""
+        stop, now = self.should_stop(), time.monotonic()
+        due = self.checkpoint is not None and now - self.saved >= self.checkpoint.every
+        if (stop or due) and self.state.position is not None:
+            self.state.position.random = random_states(self.state.device)
+        if due and not stop:
+            self.save()
+        self._stop_if(stop)
+
+    def between_batches(self) -> None:
+        """A safe point of an evaluation, after which its first batch is the next one again."""
+        self._stop_if(self.should_stop())
+
+    def save(self) -> None:
+        """Write the checkpoint. A full disk must not cost a training that may yet find room at its end."""
+        self.saved = time.monotonic()
+        if self.checkpoint is None:
+            return
+        try:
+            save_state(self.state, self.checkpoint.path, self.identity)
+        except OSError as error:
+            self.state.notes.append(f"no checkpoint after epoch {len(self.state.history)}: {error}")
+
+    def _stop_if(self, stop: bool) -> None:
+        if stop:
+            epoch, position = len(self.state.history) + 1, self.state.position
+            raise TrainingStoppedError(
+                f"stopped in epoch {epoch} after {position.steps if position else 0} steps"
+            )
+
+
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Batches, *, numerics: Numerics = _PLAIN) -> tuple[Tensor, Tensor]:
+def evaluate(
+    model: nn.Module,
+    batches: Batches,
+    *,
+    numerics: Numerics = _PLAIN,
+    on_batch: Callable[[], None] | None = None,
+) -> tuple[Tensor, Tensor]:
     """Predicted and true classes of all images, in evaluation mode; the module's mode is restored.
 
     Args:
         model: The module, with logits as output.
         batches: The images and labels.
         numerics: Precision and layout of the forward pass.
+        on_batch: Called after every batch; an exception ends the evaluation.
 
     Returns:
         Two int64 tensors ``(N,)`` on the CPU.
@@ -192,12 +210,16 @@ def evaluate(model: nn.Module, batches: Batches, *, numerics: Numerics = _PLAIN)
     model.eval()
     forward = forward_of(model, numerics)
     predictions, labels, finite = [], [], []
-    for images, targets in batches.epoch():
-        logits = forward(images.to(device))
-        predictions.append(logits.argmax(1))
-        labels.append(targets)
-        finite.append(torch.isfinite(logits).all())
-    model.train(was_training)
+    try:
+        for images, targets in batches.epoch():
+            logits = forward(images.to(device))
+            predictions.append(logits.argmax(1))
+            labels.append(targets)
+            finite.append(torch.isfinite(logits).all())
+            if on_batch is not None:
+                on_batch()
+    finally:
+        model.train(was_training)
     if not bool(torch.stack(finite).all()):
         raise TrainingError("expected finite outputs, got others; lower the learning rate or check the data")
     return torch.cat(predictions).cpu(), torch.cat(labels).cpu()
@@ -228,29 +250,34 @@ def _device_of(model: nn.Module) -> torch.device:
 
 
 def _run_epoch(
-    state: TrainState, splits: Splits, config: TrainConfig, gradients: Gradients, epoch: int
+    state: TrainState,
+    splits: Splits,
+    config: TrainConfig,
+    gradients: Gradients,
+    epoch: int,
+    keeper: _Keeper,
 ) -> EpochResult:
-    started = time.monotonic()
+    position = state.position = state.position or Position(state.device)
     learning_rate = config.learning_rate_at(epoch)
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate
-    device = _device_of(state.model)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[state.device] if state.device.type == "cuda" else []):
         torch.manual_seed(derive_seed(config.seed, "dropout", epoch))
+        restore_random_states(position.random, state.device)
         generator = torch.Generator().manual_seed(derive_seed(config.seed, "batches", epoch))
-        loss, error = _train_pass(state, splits.train, gradients, generator)
+        loss, error = _train_pass(state, position, splits.train.epoch(generator), gradients, keeper)
     _check_finite(loss, state.model, f"in epoch {epoch} at learning rate {learning_rate:g}")
     with weights_of(state.model, state.average.tensors if state.average else None):
-        validation_error = _error(state.model, splits.validation, config)
-        test_error = _error(state.model, splits.test if config.tests_at(epoch) else None, config)
-    seconds = time.monotonic() - started
-    return EpochResult(epoch, learning_rate, loss, error, validation_error, seconds, test_error)
+        validation_error = _error(state.model, splits.validation, config, keeper)
+        test_error = _error(state.model, splits.test if config.tests_at(epoch) else None, config, keeper)
+    return EpochResult(epoch, learning_rate, loss, error, validation_error, position.seconds, test_error)
 
 
-def _error(model: nn.Module, batches: Batches | None, config: TrainConfig) -> float | None:
+def _error(model: nn.Module, batches: Batches | None, config: TrainConfig, keeper: _Keeper) -> float | None:
     if batches is None:
         return None
-    return error_percent(*evaluate(model, batches, numerics=config.numerics))
+    found = evaluate(model, batches, numerics=config.numerics, on_batch=keeper.between_batches)
+    return error_percent(*found)
 
 
 def _check_finite(loss: float, model: nn.Module, when: str) -> None:
@@ -263,67 +290,30 @@ def _check_finite(loss: float, model: nn.Module, when: str) -> None:
 
 
 def _train_pass(
-    state: TrainState, train: Batches, gradients: Gradients, generator: torch.Generator
+    state: TrainState,
+    position: Position,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    gradients: Gradients,
+    keeper: _Keeper,
 ) -> tuple[float, float]:
-    """One pass; loss and error stay on the device until its end, so that it never waits for the processor."""
+    """One pass, or what is left of it; the mean loss and the error in percent.
+
+    The batches that are behind it are drawn again, so that the generator is where it was.
+    """
     state.model.train()
-    device = _device_of(state.model)
-    total_loss, total_mistakes, seen = torch.zeros((), device=device), torch.zeros((), device=device), 0
-    for images, labels in train.epoch(generator):
-        loss, mistakes = gradients(images.to(device), labels.to(device))
+    for images, labels in islice(batches, position.steps, None):
+        loss, mistakes = gradients(images.to(state.device), labels.to(state.device))
         state.optimizer.step()
         if state.average is not None:
             state.average.update(state.model)
-        total_loss += loss
-        total_mistakes += mistakes
-        seen += len(labels)
-    if not seen:
+        position.add(loss, mistakes, len(labels))
+        keeper.after_step()
+    if not position.images:
         raise TrainingError("expected at least one training batch, got none")
-    return float(total_loss) / seen, 100.0 * float(total_mistakes) / seen
+    return float(position.loss) / position.images, 100.0 * float(position.mistakes) / position.images
 
 
 def _identity(model: nn.Module, config: TrainConfig, checkpoint: Checkpoint | None) -> str:
     shapes = sorted((name, tuple(tensor.shape)) for name, tensor in model.state_dict().items())
     belongs_to = checkpoint.belongs_to if checkpoint else ""
     return f"{config} {belongs_to} {type(model).__name__} {shapes}"
-
-
-def _save(state: TrainState, path: Path, identity: str) -> None:
-    groups = {
-        "model": dict(state.model.state_dict()),
-        "best": {} if state.select == "last" else state.best,  # the last epoch's weights are there anyway
-        "optimizer": optimizer_tensors(state.optimizer),
-        "average": {} if state.average is None else state.average.tensors,
-    }
-    progress = {
-        "history": [asdict(result) for result in state.history],
-        "best_epoch": state.best_epoch,
-        "average_steps": 0 if state.average is None else state.average.steps,
-    }
-    save_checkpoint(path, groups, identity=identity, progress=progress)
-
-
-def _resume(state: TrainState, path: Path, identity: str) -> None:
-    groups, progress = load_checkpoint(path, identity=identity)
-    try:
-        state.history = [EpochResult(**entry) for entry in progress["history"]]
-        state.model.load_state_dict(groups["model"])
-        restore_optimizer(state.optimizer, groups.get("optimizer", {}))
-        if state.average is not None:
-            state.average.steps = int(progress["average_steps"])
-            for name, tensor in state.average.tensors.items():
-                tensor.copy_(groups["average"][name])
-        if state.select == "last":
-            state.keep(len(state.history))
-        else:
-            state.best, state.best_epoch = (
-                _to_device(groups["best"], state.model),
-                int(progress["best_epoch"]),
-            )
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"expected a complete checkpoint in {path}, got: {error}; delete it") from error
-
-
-def _to_device(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    device = _device_of(model)
-    return {name: tensor.to(device) for name, tensor in tensors.items()}
