@@ -1,16 +1,15 @@
 """Batch norm of scale maps and of images, fast however they lie in memory."""
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
 
 from equiscale._typing import Image, ScaleMap
 from equiscale.errors import ShapeError
 from equiscale.functional.blockwise import is_eager
 from equiscale.functional.memory_order import channels_view, is_usual
+from equiscale.nn.sync_norm import SharesStatistics, normalized
 
 
-class ScaleBatchNorm2d(nn.BatchNorm3d):
+class ScaleBatchNorm2d(SharesStatistics, nn.BatchNorm3d):
     r"""Batch norm with one mean and variance a channel, shared by all scales and pixels.
 
     .. math:: y_c = \gamma_c \frac{x_c - \mu_c}{\sqrt{\sigma_c^2 + \epsilon}} + \beta_c
@@ -42,7 +41,7 @@ class ScaleBatchNorm2d(nn.BatchNorm3d):
     def forward(self, input: Tensor) -> ScaleMap:
         """Normalise ``(B, C, S, H, W)``; in training by the statistics of the batch."""
         self._check_input_dim(input)
-        return _by_channels(super().forward, input)
+        return _by_channels(self, input)
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim != 5 or input.shape[1] != self.num_features:
@@ -52,7 +51,7 @@ class ScaleBatchNorm2d(nn.BatchNorm3d):
             )
 
 
-class ImageBatchNorm2d(nn.BatchNorm2d):
+class ImageBatchNorm2d(SharesStatistics, nn.BatchNorm2d):
     r"""torch's batch norm of images, as fast however the axes lie in memory.
 
     .. math:: y_c = \gamma_c \frac{x_c - \mu_c}{\sqrt{\sigma_c^2 + \epsilon}} + \beta_c
@@ -83,7 +82,7 @@ class ImageBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Image:
         """Normalise ``(B, C, H, W)``; in training by the statistics of the batch."""
         self._check_input_dim(input)
-        return _by_channels(super().forward, input)
+        return _by_channels(self, input)
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim != 4 or input.shape[1] != self.num_features:
@@ -93,10 +92,10 @@ class ImageBatchNorm2d(nn.BatchNorm2d):
             )
 
 
-def _by_channels(norm: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def _by_channels(layer: nn.BatchNorm2d | nn.BatchNorm3d, x: Tensor) -> Tensor:
     """Apply batch norm to x in an order that torch knows: it would copy others, and lose the order."""
     seen = None if not is_eager(x) or is_usual(x) else channels_view(x)
     if seen is None:
-        return norm(x)
+        return normalized(layer, x)
     view, restore = seen
-    return restore(norm(view))
+    return restore(normalized(layer, view))

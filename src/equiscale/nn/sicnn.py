@@ -10,6 +10,7 @@ from equiscale._typing import ScaleMap
 from equiscale.errors import SettingError, ShapeError
 from equiscale.functional import GeometryOptions, multi_column_basis, multi_column_conv2d
 from equiscale.nn.steerable import SteerableConv2d
+from equiscale.nn.sync_norm import SharesStatistics, normalized
 from equiscale.scales import ScaleGrid
 
 
@@ -178,7 +179,7 @@ class MultiColumnConv2d(_MultiColumn2d):
         return self._correlate(x)
 
 
-class ColumnBatchNorm2d(nn.BatchNorm2d):
+class ColumnBatchNorm2d(SharesStatistics, nn.BatchNorm2d):
     r"""Batch norm with a mean, variance, gain and offset for each channel of each column.
 
     .. math::
@@ -228,7 +229,7 @@ class ColumnBatchNorm2d(nn.BatchNorm2d):
                 f"ColumnBatchNorm2d: expected a scale map (B, {self.num_channels}, {self.num_scales}, H, W), "
                 f"got {tuple(input.shape)}"
             )
-        flat = super().forward(input.flatten(1, 2))  # (B, C*S, H, W)
+        flat = normalized(self, input.flatten(1, 2))  # (B, C*S, H, W)
         return flat.view(input.shape)
 
     def extra_repr(self) -> str:

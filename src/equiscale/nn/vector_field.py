@@ -24,6 +24,7 @@ from equiscale.functional.vector_field import (
     vector_field_max_pool2d,
     vector_field_variance,
 )
+from equiscale.nn.sync_norm import SharesStatistics, shared_variance
 
 _DEFAULT_SCALES = ScaleAngles()
 
@@ -245,7 +246,7 @@ class VectorFieldMaxPool2d(nn.Module):
         return f"{self.kernel_size}, stride={self.stride or self.kernel_size}, padding={self.padding}"
 
 
-class VectorFieldBatchNorm2d(nn.Module):
+class VectorFieldBatchNorm2d(SharesStatistics, nn.Module):
     r"""Divide the vectors of every channel by the standard deviation of their lengths.
 
     .. math:: y_c = \gamma_c \frac{x_c}{\sqrt{\sigma_c^2 + \epsilon}}
@@ -304,12 +305,18 @@ class VectorFieldBatchNorm2d(nn.Module):
         return vector_field_batch_norm2d(x, variance, self.weight.flatten(), eps=self.eps)
 
     def _tracked_variance(self, x: Tensor) -> Tensor:
-        variance = vector_field_variance(x)
-        count = x[:, 0, 0].numel()
+        variance, count = self._variance(x)
         with torch.no_grad():
             unbiased = (variance * count / (count - 1)).to(self.running_var.dtype)
             self.running_var.lerp_(unbiased.view_as(self.running_var), self.momentum)
         return variance
+
+    def _variance(self, x: Tensor) -> tuple[Tensor, int]:
+        """Of the lengths, and how many there are a channel."""
+        if self.process_group is None:
+            return vector_field_variance(x), x[:, 0, 0].numel()
+        lengths = vector_field_magnitude(x.to(torch.promote_types(x.dtype, torch.float32)))
+        return shared_variance(lengths, self.process_group)
 
     def _check_input(self, x: Tensor) -> None:
         check_vector_field("VectorFieldBatchNorm2d", x)
@@ -318,7 +325,7 @@ class VectorFieldBatchNorm2d(nn.Module):
                 f"VectorFieldBatchNorm2d: expected a vector field (B, {self.num_features}, 2, H, W), "
                 f"got {tuple(x.shape)}"
             )
-        if self.training and x[:, 0, 0].numel() < 2:
+        if self.training and self.process_group is None and x[:, 0, 0].numel() < 2:
             raise ShapeError(
                 "VectorFieldBatchNorm2d: expected more than one vector a channel in training, "
                 f"got {tuple(x.shape)}; a variance needs two, use larger batches or eval()"

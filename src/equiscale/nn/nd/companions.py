@@ -9,6 +9,7 @@ from equiscale.errors import SettingError, ShapeError
 from equiscale.functional import scale_avg_pool_nd, scale_dropout_nd, scale_max_pool_nd, scale_projection_nd
 from equiscale.functional.nd import AXES, check_scale_map_nd
 from equiscale.functional.pool import check_window
+from equiscale.nn.sync_norm import SharesStatistics, normalized
 
 
 class _Pooling(Protocol):
@@ -76,7 +77,7 @@ class _Dropout(_OfScaleMaps):
         return f"p={self.p}"
 
 
-class _Norm(nn.BatchNorm3d):
+class _Norm(SharesStatistics, nn.BatchNorm3d):
     ndim: ClassVar[int]
 
     def forward(self, input: Tensor) -> Tensor:
@@ -87,7 +88,7 @@ class _Norm(nn.BatchNorm3d):
                 f"(B, {self.num_features}, S, {AXES[self.ndim]}), got {tuple(input.shape)}"
             )
         flat = input.flatten(3)[..., None]  # (B, C, S, L·…, 1)
-        return super().forward(flat).reshape(input.shape)
+        return normalized(self, flat).reshape(input.shape)
 
 
 class ScaleBatchNorm1d(_Norm):
