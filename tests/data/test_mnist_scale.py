@@ -172,7 +172,7 @@ def test_the_same_bytes_in_another_shape_are_refused_and_made_anew(small_mnist: 
     tensors["train.images"] = tensors["train.images"].reshape(-1, 1, 14, 56)
     save_file(tensors, path, metadata)
     with pytest.raises(
-        DataError, match=r"expected train.images of uint8 \(100, 1, 28, 28\) in .*\(100, 1, 14, 56\)"
+        DataError, match=r"expected train.images of U8 \(100, 1, 28, 28\) in .*\(100, 1, 14, 56\)"
     ):
         load("mnist-scale", split="val", root=small_mnist)
     assert not prepare(small_mnist, source="unused", realisations=[0])[0].reused

@@ -12,7 +12,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -36,6 +35,11 @@ from equiscale.errors import ChecksumError, DataError, SettingError
 NAME: Final = "mnist-scale"
 FORMAT_VERSION: Final = "1"
 SPLIT_SIZES: Final = {"train": 10_000, "val": 2_000, "test": 50_000}
+
+# What safetensors raises beside its own error: for types of numbers that NumPy lacks, and odd names.
+_DAMAGES: Final = (
+    OSError, SafetensorError, ValueError, TypeError, AttributeError, LookupError, MemoryError
+)  # fmt: skip
 
 # MD5 over the bytes of the PNG files, in sorted order of their paths: the published checksums.
 PUBLISHED_MD5: Final = (
@@ -164,7 +168,9 @@ def read_realisation(realisation: int, root: Path) -> Realisation:
         )
     try:
         splits, version = _read_arrays(path)
-    except (SafetensorError, OSError) as error:
+    except DataError:
+        raise
+    except _DAMAGES as error:
         raise DataError(f"expected a safetensors file of {NAME} at {path}, got: {error}; {mend}") from error
     if version != FORMAT_VERSION:
         raise DataError(f"expected format version {FORMAT_VERSION} in {path}, got {version}; {mend}")
@@ -312,19 +318,20 @@ def _read_arrays(path: Path) -> tuple[dict[str, Split], str | None]:
 def _read_split(stored: safe_open, name: str, path: Path) -> Split:
     count = SPLIT_SIZES[name]
     wanted = {
-        "images": (np.uint8, (count, *INFO.image_shape)),
-        "labels": (np.uint8, (count,)),
-        "factors": (np.float64, (count,)),
+        "images": ("U8", (count, *INFO.image_shape)),
+        "labels": ("U8", (count,)),
+        "factors": ("F64", (count,)),
     }
     arrays = {}
     for kind, (dtype, shape) in wanted.items():
-        array = arrays[kind] = stored.get_tensor(f"{name}.{kind}")  # type: ignore[no-untyped-call]
-        if array.dtype != dtype or array.shape != shape:
+        header = stored.get_slice(f"{name}.{kind}")  # type: ignore[no-untyped-call]
+        found = header.get_dtype(), tuple(header.get_shape())
+        if found != (dtype, shape):
             raise DataError(
-                f"expected {name}.{kind} of {np.dtype(dtype)} {shape} in {path}, "
-                f"got {array.dtype} {array.shape}; "
+                f"expected {name}.{kind} of {dtype} {shape} in {path}, got {found[0]} {found[1]}; "
                 f"prepare it again: {prepare_command(NAME, path.parents[1])}"
             )
+        arrays[kind] = stored.get_tensor(f"{name}.{kind}")  # type: ignore[no-untyped-call]
     return Split(images=arrays["images"][:, 0], labels=arrays["labels"], factors=arrays["factors"])
 
 

@@ -1,7 +1,12 @@
 """Move checkpoints of the public SESN and DISCO code over to the same network here."""
 
+import math
+import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +27,45 @@ from equiscale.scales import ScaleGrid
 # The public code builds its constants in float32.
 _CONSTANT_TOLERANCE = 1e-5
 _SHOWN = 12
+# Published checkpoints of wide networks have fifty megabytes; the oldest format tells its sizes nowhere else.
+_MOST_BYTES = 2**30
+_STORED_AS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.int64)
 # What published checkpoints hold although nothing learns it: bases, the two passes of a blur, harmonics.
 _CONSTANTS = ("basis", "kernelx_", "kernely_", "filter_real", "filter_imag")
+
+
+def read_published_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Read the tensors of a published ``.pt`` or ``.pth`` file, without running anything that is in it.
+
+    Args:
+        path: A file of ``torch.save`` with a state dict, alone or under the name ``state_dict`` or ``model``.
+
+    Returns:
+        The tensors by name, on the CPU, for `load_published_state_dict`.
+
+    Raises:
+        CheckpointError: If the file is missing, larger than a gigabyte, packed, damaged, or holds anything
+            but tensors of ordinary numbers with as many bytes as they take.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "one.pt"
+        >>> torch.save({"weight": torch.ones(2)}, path)
+        >>> read_published_state_dict(path)
+        {'weight': tensor([1., 1.])}
+    """
+    path = Path(path)
+    try:
+        _check_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of formats that are read all the same
+            content: object = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what is no file of torch.save makes its reader stumble in every way
+        told = str(error).partition("\n")[0] or type(error).__name__
+        raise CheckpointError(
+            f"expected a file of torch.save with tensors at {path}, got: {told[:200]!r}; get it anew"
+        ) from error
+    return _tensors(content, path)
 
 
 def load_published_state_dict(
@@ -40,8 +82,7 @@ def load_published_state_dict(
 
     Args:
         model: The network, for example from ``create_model("mnist_ses_scalar_28")``.
-        state_dict: Tensors under their published names, for example from
-            ``torch.load(path, weights_only=True)``.
+        state_dict: Tensors under their published names, for example from `read_published_state_dict`.
         adopt_bases: Compute with the checkpoint's own bases, as is needed for DISCO, whose published
             bases were trained, and for families that are corrected here. They then are part of the
             model's state dict, and only a model that has adopted bases too can load that.
@@ -108,12 +149,58 @@ class AdoptedBasis:
         return self.values
 
 
-def _without_prefixes(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    for name, value in state_dict.items():
-        if not isinstance(value, Tensor):
+def _check_file(path: Path) -> None:
+    """Nothing is announced to be larger than the file: packed members are what torch never writes."""
+    size = path.stat().st_size
+    if size > _MOST_BYTES or not path.is_file():
+        raise ValueError(f"no file of at most {_MOST_BYTES} bytes")
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+        packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+        if packed or sum(member.file_size for member in members) > size:
+            raise ValueError("members that are packed, or announced larger than the file")
+
+
+def _tensors(content: object, path: Path) -> dict[str, Tensor]:
+    for name in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
+    if not isinstance(content, Mapping):
+        raise CheckpointError(
+            f"expected a state dict in {path}, got {type(content).__name__}; give the file of a network"
+        )
+    _check_tensors(content)
+    for name, tensor in content.items():
+        if not _is_backed(tensor):
             raise CheckpointError(
-                f"expected tensors in the state dict, got {type(value).__name__} as {name!r}"
+                f"expected as many numbers as the shapes say in {path}, got fewer for {tuple(tensor.shape)} "
+                f"as {name[:60]!r}; get the file anew"
             )
+    return dict(content)
+
+
+def _check_tensors(state_dict: Mapping[Any, Any]) -> None:
+    for name, value in state_dict.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"expected tensors in the state dict, got {type(value).__name__} as {str(name)[:60]!r}"
+            )
+        plain = value.layout == torch.strided and not value.is_quantized and not value.is_meta
+        if not plain or value.dtype not in _STORED_AS:
+            raise CheckpointError(
+                f"expected ordinary dense numbers in the state dict, got {value.dtype}, {value.layout}, as "
+                f"{name[:60]!r}; get the checkpoint anew"
+            )
+
+
+def _is_backed(tensor: Tensor) -> bool:
+    """Whether there are as many numbers as the shape says: strides of 0 make a few bytes a huge tensor."""
+    return math.prod(tensor.shape) * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
+def _without_prefixes(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    _check_tensors(state_dict)
     tensors = dict(state_dict)
     for prefix in ("module.", "1."):
         if tensors and all(name.startswith(prefix) for name in tensors):
@@ -133,7 +220,8 @@ def _in_our_layout(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str,
         if isinstance(module, ScaleSpaceConv2d) and leaf == "weights":
             leaf = "weight"
         if isinstance(module, VectorFieldBatchNorm2d) and leaf == "weight" and not saved_here:
-            tensor = torch.ones_like(tensor)  # the public code has it and does not use it
+            # The public code has it and does not use it.
+            tensor = torch.ones_like(tensor) if tensor.shape == module.weight.shape else tensor
         moved[f"{path}.{leaf}"] = _reshaped(module, tensor, own.get(f"{path}.{leaf}"))
     return moved
 
@@ -214,7 +302,8 @@ def _blur(module: ScaleSpaceLift2d, leaf: str, published: Tensor) -> Tensor | No
     """The discrete Gaussian of a scale as the public code keeps it: a convolution from C to C channels."""
     index = int(leaf[len("kernelx_") :])
     kernels: tuple[Tensor, ...] = torch.split(module.kernels, module.lengths)
-    if index >= len(kernels) or published.ndim != 4:
+    fits = published.ndim == 4 and published.shape[0] == published.shape[1] and _is_backed(published)
+    if index >= len(kernels) or not fits:
         return None
     kernel = kernels[index].view(1, -1) if leaf.startswith("kernelx") else kernels[index].view(-1, 1)
     return torch.eye(len(published))[:, :, None, None] * kernel.cpu()

@@ -2,8 +2,9 @@
 
 import base64
 import hashlib
+import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -224,15 +225,30 @@ def read_validated(path: Path, model: type[_Record], most_bytes: int, *, what: s
     """Read a record of any schema; in errors ``what`` says what was expected, and ``cure`` what to do.
 
     Raises:
-        RecordError: If the file is missing, too large, or no valid record, with the reason.
+        RecordError: If the file is missing, too large, or no valid record, with the reason; numbers that are
+            not finite are in none.
     """
     try:
         if path.stat().st_size > most_bytes:
             raise RecordError(f"expected a record of at most {most_bytes} bytes, got a larger {path}")
-        return model.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
+        if not path.is_file():  # a pipe has no bytes, and no end
+            raise OSError("no ordinary file")
+        record = model.model_validate_json(path.read_bytes())
+        _check_finite(record.model_dump())
+        return record
+    except (OSError, ValueError) as error:
         found = problems(error, "record") if isinstance(error, ValidationError) else error
         raise RecordError(f"expected {what} in {path}, got: {found}; {cure}") from error
+
+
+def _check_finite(values: object) -> None:
+    """JSON's readers take NaN, Infinity and 1e999 for numbers, and nothing after them could use one."""
+    if isinstance(values, float) and not math.isfinite(values):
+        raise ValueError(f"the number {values}")
+    inside = values.values() if isinstance(values, dict) else values
+    if isinstance(inside, Iterable) and not isinstance(inside, str):
+        for value in inside:
+            _check_finite(value)
 
 
 def read_records(folder: Path, suite: str) -> Iterator[RunRecord]:

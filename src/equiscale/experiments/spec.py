@@ -15,6 +15,11 @@ AUGMENTATIONS: tuple[Augmentation, ...] = ("none", "scale", "crop-flip-cutout")
 
 Precision = Literal["float32", "bfloat16"]
 
+_MAX_SUITE_BYTES = 2**18  # the largest of ours has ten thousand
+_SHOWN, _LONGEST = 20, 300  # problems that a message lists, and letters of each
+_MOST_DOTS = 200  # in a line: the time for a key a.b.c… grows with the square of its length
+_ALLOWED_SPACES = " \u00a0\u202f"
+
 PositiveInt = Annotated[int, Field(ge=1)]
 
 
@@ -46,7 +51,7 @@ class Treatment(NamedTuple):
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Protocol(_Frozen):
@@ -139,10 +144,36 @@ def make_protocol(**settings: Any) -> Protocol:
 
 
 def problems(error: ValidationError, whole: str) -> str:
-    """All that a validation found, in one line; what is wrong with no single part stands under ``whole``."""
-    return "; ".join(
-        f"{'.'.join(map(str, problem['loc'])) or whole}: {problem['msg']}" for problem in error.errors()
+    """What a validation found, in one line; what is wrong with no single part stands under ``whole``."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    told = [
+        f"{printable('.'.join(map(str, problem['loc'])))[:_LONGEST] or whole}: "
+        f"{printable(problem['msg'])[:_LONGEST]}"
+        for problem in found[:_SHOWN]
+    ]
+    return "; ".join([*told, *([f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else [])])
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    r"""A text from a file as it may be shown: what a terminal obeys or hides stands there as an escape.
+
+    Args:
+        text: Any text.
+        keep: Characters that stay as they are, such as the end of a line.
+
+    Example:
+        >>> printable("red: \x1b[31m")
+        'red: \\x1b[31m'
+    """
+    legal = (
+        letter if letter.isprintable() or letter in _ALLOWED_SPACES or letter in keep else _escaped(letter)
+        for letter in text
     )
+    return "".join(legal)
+
+
+def _escaped(letter: str) -> str:
+    return letter.encode("unicode_escape").decode("ascii")
 
 
 class Claim(_Frozen):
@@ -291,11 +322,7 @@ def load_suite(name: str) -> Suite:
         60
     """
     if name.endswith(".toml"):
-        try:
-            text = Path(name).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingError(f"expected a readable suite in {name}, got: {error}") from error
-        return _parse(text, name)
+        return _parse(_read_text(Path(name)), name)
     if name not in list_suites():
         raise SettingError(
             f"expected a suite of {', '.join(list_suites())} or the path of a .toml file, got {name!r}"
@@ -307,10 +334,21 @@ def _folder() -> "resources.abc.Traversable":
     return resources.files("equiscale.experiments") / "suites"
 
 
+def _read_text(path: Path) -> str:
+    try:
+        if path.stat().st_size > _MAX_SUITE_BYTES or not path.is_file():
+            raise OSError(f"no file of at most {_MAX_SUITE_BYTES} bytes")
+        return path.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise SettingError(f"expected a readable suite in {path}, got: {error}") from error
+
+
 def _parse(text: str, origin: str) -> Suite:
     try:
+        if any(line.count(".") > _MOST_DOTS for line in text.split("\n")):
+            raise ValueError(f"more than {_MOST_DOTS} dots in a line")
         return Suite.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise SettingError(f"expected a valid suite in {origin}, got: {error}") from error
     except ValidationError as error:
         raise SettingError(f"expected a valid suite in {origin}, got: {problems(error, 'suite')}") from error
+    except (ValueError, RecursionError) as error:  # after pydantic's, which is a ValueError too
+        raise SettingError(f"expected a valid suite in {origin}, got: {printable(str(error))}") from error

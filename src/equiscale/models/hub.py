@@ -173,9 +173,11 @@ def model_card(file: WeightsFile) -> str:
 
     Raises:
         ModelError: If the network is not registered here.
+        SettingError: If the note of its licence is none of the hub's names.
     """
     entry = model_entry(file.model)
     licence = file.notes.get("license")
+    _check_licence(licence)
     head = ["library_name: equiscale", "tags:", *(f"- {tag}" for tag in _TAGS)]
     head += [f"license: {licence}"] if licence else []
     code = [
@@ -211,7 +213,7 @@ def _config(file: WeightsFile) -> str:
 
 def _write(path: Path, text: str) -> None:
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # of half a surrogate pair
 
 
 def _checked_repository(name: str) -> str:

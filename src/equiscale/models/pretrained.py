@@ -99,7 +99,8 @@ def pretrained_path(name: str) -> Path:
     folder = os.environ.get(WEIGHTS_VARIABLE)
     path = (Path(folder) if folder else _CHECKOUT) / weights.file
     try:
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        with open(path, "rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise CheckpointError(
             f"expected the trained weights of {name!r} at {path}, got: {error.strerror or error}; get "

@@ -48,6 +48,7 @@ _MOST_SAMPLES: Final = 2**25
 _WIDEST_BLUR: Final = 2**12
 _SIDES: Final = ("kernel_size", "kernel_sizes", "stem_sizes", "block_sizes", "base_size", "effective_size")
 _MOST_TEXT: Final = 2**16
+_DEEPEST: Final = 32
 
 
 class SettingsJsonError(ValueError):
@@ -113,20 +114,35 @@ def read_object(text: str, what: str) -> dict[str, Any]:
         found = json.loads(text, parse_constant=_not_finite, object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError) as error:
         raise SettingsJsonError(f"expected JSON as {what}, got {shown(text)}: {shown(error)}") from error
+    _check_depth(found, what)
     if not isinstance(found, dict):
         raise SettingsJsonError(f"expected a JSON object as {what}, got {shown(found)}")
     return found
 
 
+def _check_depth(document: object, what: str) -> None:
+    """Level by level: a walk of its own depth, as in a repr, would be too deep for Python itself."""
+    level = [document]
+    for _ in range(_DEEPEST):
+        inside = (value for value in level if isinstance(value, (dict, list)))
+        level = [item for value in inside for item in (value.values() if isinstance(value, dict) else value)]
+    if level:
+        raise SettingsJsonError(f"expected JSON of at most {_DEEPEST} levels as {what}, got a deeper one")
+
+
 def shown(value: object) -> str:
-    """A value from a file for a message, cut to a readable length.
+    """A value from a file for a message, cut to a readable length and without control characters.
 
     Example:
         >>> len(shown("x" * 1000))
         60
     """
-    text = str(value) if isinstance(value, Exception) else repr(value)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+    return _cut(str(value) if isinstance(value, Exception) else repr(value))
+
+
+def _cut(text: str) -> str:
+    text = text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -207,7 +223,7 @@ def _object(document: object, kind: type, where: str) -> Any:
     known = {field.name: field for field in fields(kind)}
     unknown = sorted(set(document) - {_TYPE, *known})
     if unknown:
-        return _refuse(f"fields of {kind.__name__}", where, ", ".join(map(str, unknown)))
+        return _refuse(f"fields of {kind.__name__}", where, ", ".join(unknown))
     hints = get_type_hints(kind)
     given = {name: _value(document[name], hints[name], name) for name in known if name in document}
     _check_complete(known, given, where)
@@ -266,5 +282,5 @@ def _not_finite(constant: str) -> Never:
 
 def _refuse(expected: object, where: str, got: object) -> Never:
     raise SettingsJsonError(
-        f"expected {expected} as {where}, got {got if isinstance(got, str) else shown(got)}"
+        f"expected {expected} as {where}, got {_cut(got) if isinstance(got, str) else shown(got)}"
     )

@@ -28,6 +28,10 @@ _STORED: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _FLOATS: Final = ("F16", "BF16", "F32", "F64")
 _INTEGERS: Final = {torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}
 _SHOWN: Final = 5
+# What safetensors raises beside its own error: for types of tensors that torch lacks, and odd names.
+_DAMAGES: Final = (
+    OSError, SafetensorError, ValueError, TypeError, AttributeError, LookupError, RuntimeError, MemoryError
+)  # fmt: skip
 _ANEW: Final = "the file is damaged or was changed; get it anew"
 
 
@@ -259,7 +263,7 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
     except CheckpointError:
         raise
-    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+    except _DAMAGES as error:
         raise CheckpointError(
             f"expected a complete safetensors file at {path}, got: {error}; get it anew"
         ) from error
