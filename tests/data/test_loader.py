@@ -1,7 +1,11 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from equiscale.data import TensorBatches, random_rescale
+from equiscale.data.augment import apply_crop_flip_cutout, crop_flip_cutout, draw_crop_flip_cutout
+from equiscale.data.transforms import BatchTransform, draw_factors, rescale_as_pillow
 from equiscale.errors import SettingError, ShapeError
 
 IMAGES = torch.arange(10, dtype=torch.uint8).reshape(10, 1, 1, 1).expand(10, 1, 4, 4)
@@ -72,3 +76,74 @@ def test_refuses_what_cannot_be_batched() -> None:
         SettingError, match=r"generator of the CPU for a shuffled epoch, got None; give torch"
     ):
         TensorBatches(IMAGES, LABELS, batch_size=2, shuffle=True).epoch()
+
+
+def thirds(rank: int) -> Callable[[int], torch.Tensor]:
+    return lambda count: torch.arange(count).tensor_split(3)[rank]
+
+
+PHOTOGRAPHS = torch.randint(256, (11, 3, 8, 8), dtype=torch.uint8, generator=seeded(4))
+CUT = {"pad": 2, "crop": 8, "cutout": 3, "mean": 0.5, "std": (0.2, 0.3, 0.4)}
+
+
+def cropped(images: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    assert generator is not None
+    return crop_flip_cutout(images, generator=generator, **CUT)
+
+
+CROPPED = BatchTransform(
+    lambda images, drawn: apply_crop_flip_cutout(images, drawn, **CUT),
+    lambda shape, generator: draw_crop_flip_cutout(shape, pad=2, crop=8, generator=generator),
+)
+RESCALED = BatchTransform(
+    rescale_as_pillow,
+    lambda shape, generator: draw_factors(shape[0], low=0.5, high=2.0, generator=generator),
+)
+
+
+@pytest.mark.parametrize(
+    ("shared", "whole"),
+    [
+        (CROPPED, cropped),
+        (RESCALED, lambda images, generator: random_rescale(images, generator=generator)),
+        (cropped, cropped),
+        (BatchTransform(lambda images, _: images / 2), lambda images, _: images / 2),
+        (None, None),
+    ],
+)
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_shares_of_batches_are_the_batches_bit_for_bit(shared, whole, shuffle: bool) -> None:
+    options = {"batch_size": 4, "shuffle": shuffle}
+    labels = torch.arange(len(PHOTOGRAPHS))
+    expected = TensorBatches(PHOTOGRAPHS, labels, transform=whole, **options)
+    batches = TensorBatches(PHOTOGRAPHS, labels, transform=shared, **options)
+    once = list(batches.epoch(seeded(1)))
+    parts = [list(batches.epoch(seeded(1), share=thirds(rank))) for rank in range(3)]
+    for index, (images, classes) in enumerate(expected.epoch(seeded(1))):
+        assert torch.equal(once[index][0], images)
+        assert torch.equal(torch.cat([part[index][0] for part in parts]), images)
+        assert all(torch.equal(part[index][1], classes) for part in parts)
+    assert [len(images) for images, _ in parts[2]] == [1, 1, 1]
+
+
+def test_only_the_images_of_a_share_are_transformed_where_drawing_is_a_step_of_its_own() -> None:
+    seen = []
+
+    def apply(images: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+        seen.append((len(images), drawn.tolist()))
+        return images
+
+    def draw(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+        assert tuple(shape) == (5, 1, 4, 4)
+        return torch.arange(shape[0])
+
+    batches = TensorBatches(IMAGES, LABELS, batch_size=5, transform=BatchTransform(apply, draw))
+    list(batches.epoch(seeded(0), share=thirds(1)))
+    assert seen == [(2, [2, 3]), (2, [2, 3])]
+
+
+def test_says_how_large_its_batches_are_and_what_a_transform_lacks() -> None:
+    batches = TensorBatches(IMAGES, LABELS, batch_size=4, transform=RESCALED)
+    assert batches.sizes == [4, 4, 2]
+    with pytest.raises(SettingError, match="expected a generator for the augmentation, got None"):
+        next(batches.epoch())

@@ -103,9 +103,68 @@ def crop_flip_cutout(
         >>> crop_flip_cutout(images, mean=0.5, std=0.25, generator=generator).shape
         torch.Size([2, 3, 96, 96])
     """
-    cropped = random_crop(images, crop, pad=pad, generator=generator)
-    flipped = random_flip(cropped, generator=generator)
-    return random_cutout(normalize(flipped, mean, std), cutout, generator=generator)
+    _check_batch(images)
+    drawn = draw_crop_flip_cutout(images.shape, pad=pad, crop=crop, generator=generator)
+    return apply_crop_flip_cutout(images, drawn, pad=pad, crop=crop, cutout=cutout, mean=mean, std=std)
+
+
+def draw_crop_flip_cutout(shape: torch.Size, *, pad: int, crop: int, generator: torch.Generator) -> Tensor:
+    """The first step of `crop_flip_cutout`: what is drawn, for every image of a batch.
+
+    Args:
+        shape: ``(B, C, H, W)``, of the whole batch.
+        pad: As there.
+        crop: As there.
+        generator: A generator of the CPU.
+
+    Returns:
+        ``(B, 5)`` whole numbers: row and column of the crop's corner, whether it is mirrored, row and column
+        of the hole's centre.
+
+    Raises:
+        SettingError: If a size does not fit, or the generator is not of the CPU.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> shape = torch.Size([2, 3, 8, 8])
+        >>> draw_crop_flip_cutout(shape, pad=0, crop=8, generator=generator)[:, :2].tolist()
+        [[0, 0], [0, 0]]
+    """
+    check_generator(generator)
+    corners = _draw_corners(shape, crop, pad, generator)
+    mirrored = _draw(2, shape[0], generator)
+    return torch.cat([corners, mirrored[:, None], _draw_centers(shape[0], (crop, crop), generator)], 1)
+
+
+def apply_crop_flip_cutout(
+    images: Tensor,
+    drawn: Tensor,
+    *,
+    pad: int,
+    crop: int,
+    cutout: int,
+    mean: ChannelValues,
+    std: ChannelValues,
+) -> Tensor:
+    """The second step of `crop_flip_cutout`, for the images of a whole batch or of a part of it.
+
+    Args:
+        images: As there.
+        drawn: The rows of these images of what `draw_crop_flip_cutout` gave.
+        pad: As there.
+        crop: As there.
+        cutout: As there.
+        mean: As there.
+        std: As there.
+
+    Raises:
+        ShapeError: If the images are not ``(B, C, H, W)``.
+        SettingError: If the size of the hole is negative.
+    """
+    _check_batch(images)
+    corners, mirrored, centers = drawn[:, :2], drawn[:, 2].to(torch.bool), drawn[:, 3:]
+    flipped = _flip(_crop(images, crop, pad, corners), mirrored)
+    return _cut(normalize(flipped, mean, std), cutout, centers)
 
 
 def steps(images: Tensor, *, mean: ChannelValues, std: ChannelValues, seed: int) -> Steps:
@@ -119,11 +178,11 @@ def steps(images: Tensor, *, mean: ChannelValues, std: ChannelValues, seed: int)
     generator = torch.Generator().manual_seed(seed)
     side = images.shape[-1]
     pad, cutout = recipe_for(side)
-    corners = _draw_corners(images, side, pad, generator)
+    drawn = draw_crop_flip_cutout(images.shape, pad=pad, crop=side, generator=generator)
+    corners, mirrored, centers = drawn[:, :2], drawn[:, 2].to(torch.bool), drawn[:, 3:]
     cropped = _crop(images, side, pad, corners)
-    mirrored = _draw_mirrored(images, generator)
     flipped = _flip(cropped, mirrored)
-    cut = random_cutout(normalize(flipped, mean, std), cutout, generator=generator)
+    cut = _cut(normalize(flipped, mean, std), cutout, centers)
     return Steps(F.pad(images, [pad] * 4), corners, cropped, mirrored, flipped, cut)
 
 
@@ -152,7 +211,7 @@ def random_crop(images: Tensor, size: int, *, pad: int = 0, generator: torch.Gen
     """
     _check_batch(images)
     check_generator(generator)
-    return _crop(images, size, pad, _draw_corners(images, size, pad, generator))
+    return _crop(images, size, pad, _draw_corners(images.shape, size, pad, generator))
 
 
 def random_flip(images: Tensor, *, generator: torch.Generator) -> Tensor:
@@ -176,7 +235,7 @@ def random_flip(images: Tensor, *, generator: torch.Generator) -> Tensor:
     """
     _check_batch(images)
     check_generator(generator)
-    return _flip(images, _draw_mirrored(images, generator))
+    return _flip(images, _draw(2, len(images), generator).to(torch.bool))
 
 
 def random_cutout(images: Tensor, size: int, *, generator: torch.Generator) -> Tensor:
@@ -205,26 +264,36 @@ def random_cutout(images: Tensor, size: int, *, generator: torch.Generator) -> T
     """
     _check_batch(images)
     check_generator(generator)
+    height, width = images.shape[2:]
+    return _cut(images, size, _draw_centers(len(images), (height, width), generator))
+
+
+def _draw_centers(count: int, sides: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Row and column of each hole's centre, ``(B, 2)``."""
+    return torch.stack([_draw(side, count, generator) for side in sides], 1)
+
+
+def _cut(images: Tensor, size: int, centers: Tensor) -> Tensor:
     if size < 0:
         raise SettingError(f"expected a cutout of at least 0 pixels, got {size}")
-    height, width = images.shape[2:]
-    rows = _inside(_draw(height, len(images), generator), size, height)
-    columns = _inside(_draw(width, len(images), generator), size, width)
+    rows, columns = (
+        _inside(axis, size, side) for axis, side in zip(centers.unbind(1), images.shape[2:], strict=True)
+    )
     rows, columns = (axis.to(images.device, non_blocking=True) for axis in (rows, columns))
     hole = rows[:, None, :, None] & columns[:, None, None, :]
     return images.masked_fill(hole, 0)  # (B, 1, H, W) on (B, C, H, W)
 
 
-def _draw_corners(images: Tensor, size: int, pad: int, generator: torch.Generator) -> Tensor:
+def _draw_corners(shape: torch.Size, size: int, pad: int, generator: torch.Generator) -> Tensor:
     """Row and column of each crop's corner in the padded image, ``(B, 2)``."""
-    height, width = (side + 2 * pad for side in images.shape[2:])
+    height, width = (side + 2 * pad for side in shape[2:])
     if pad < 0 or not 1 <= size <= min(height, width):
         raise SettingError(
             f"expected pad >= 0 and a crop of 1 to {min(height, width)} pixels for images of "
-            f"{images.shape[2]}×{images.shape[3]} with pad={pad}, got a crop of {size}"
+            f"{shape[2]}×{shape[3]} with pad={pad}, got a crop of {size}"
         )
     choices = (height - size + 1, width - size + 1)
-    return torch.stack([_draw(count, len(images), generator) for count in choices], 1)
+    return torch.stack([_draw(count, shape[0], generator) for count in choices], 1)
 
 
 def _crop(images: Tensor, size: int, pad: int, corners: Tensor) -> Tensor:
@@ -232,10 +301,6 @@ def _crop(images: Tensor, size: int, pad: int, corners: Tensor) -> Tensor:
     # A view of all squares, (B, C, rows, columns, size, size), of which each image keeps one.
     squares = F.pad(images, [pad] * 4).unfold(2, size, 1).unfold(3, size, 1)
     return squares[torch.arange(len(images), device=images.device), :, rows, columns]
-
-
-def _draw_mirrored(images: Tensor, generator: torch.Generator) -> Tensor:
-    return _draw(2, len(images), generator).to(torch.bool)
 
 
 def _flip(images: Tensor, mirrored: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Transforms of whole batches of tensors, on the device where they lie."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 import torch
@@ -15,6 +17,43 @@ _WHITE: Final = 255
 # Pillow truncates to whole grey levels in double precision. In single precision a whole level may come
 # out a little below itself; this margin is far above that error and far below a grey level.
 _ROUNDING_MARGIN: Final = 1e-3
+
+
+@dataclass(frozen=True)
+class BatchTransform:
+    """A transform in two steps: numbers are drawn for a whole batch, and applied to any part of it.
+
+    Of several processes that share a batch each draws the same numbers, and transforms its own images.
+
+    Args:
+        apply: From images and their rows of what was drawn to the transformed images.
+        draw: From the shape of the whole batch, ``(B, C, H, W)``, and the epoch's generator to one row of
+            numbers an image, ``(B, ...)``, on the CPU; None: nothing is drawn, and the rows are empty.
+
+    Example:
+        >>> halved = BatchTransform(lambda images, drawn: images / 2)
+        >>> halved(torch.ones(1, 1, 1, 2)).tolist()
+        [[[[0.5, 0.5]]]]
+    """
+
+    apply: Callable[[Tensor, Tensor], Tensor]
+    draw: Callable[[torch.Size, torch.Generator], Tensor] | None = None
+
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draw for the images, and apply it to them."""
+        return self.apply(images, self.drawn_for(images.shape, generator))
+
+    def drawn_for(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
+        """What is drawn for a whole batch of a shape.
+
+        Raises:
+            SettingError: If something is to be drawn and there is no generator.
+        """
+        if self.draw is None:
+            return torch.empty(shape[0], 0)
+        if generator is None:
+            raise SettingError("expected a generator for the augmentation, got None")
+        return self.draw(shape, generator)
 
 
 def normalize(images: Tensor, mean: ChannelValues, std: ChannelValues) -> Tensor:
@@ -79,7 +118,16 @@ def random_rescale(
     """
     if images.ndim < 3:
         raise ShapeError(f"expected a batch of images (B, ..., H, W), got shape {tuple(images.shape)}")
-    factors = draw_factors(len(images), low=low, high=high, generator=generator)
+    return rescale_as_pillow(images, draw_factors(len(images), low=low, high=high, generator=generator))
+
+
+def rescale_as_pillow(images: Tensor, factors: Tensor) -> Tensor:
+    """Scale each image by its own given factor; the second step of `random_rescale`.
+
+    Args:
+        images: Grey levels 0…255, uint8 or floating, ``(B, ..., H, W)``.
+        factors: ``(B,)``, as `draw_factors` gives them.
+    """
     scaled = rescale(_as_float(images), factors, cubic=CUBIC_PILLOW, center_offset=MNIST_SCALE_CENTER_OFFSET)
     return (scaled + _ROUNDING_MARGIN).floor().clamp(0, _WHITE)
 
