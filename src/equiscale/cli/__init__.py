@@ -5,9 +5,21 @@ A file a group of commands; each adds its own to the program, in the order of th
 
 # isort: off
 from equiscale.cli.app import app
-from equiscale.cli import catalogue, data, training, results, bench, check, choose, export
+from equiscale.cli import catalogue, data, training, results, bench, check, choose, export, jobs
 
-__all__ = ["app", "bench", "catalogue", "check", "choose", "data", "export", "main", "results", "training"]
+__all__ = [
+    "app",
+    "bench",
+    "catalogue",
+    "check",
+    "choose",
+    "data",
+    "export",
+    "jobs",
+    "main",
+    "results",
+    "training",
+]
 
 
 def main() -> None:
