@@ -1,8 +1,10 @@
 """The page: complete, self-contained, harmless, and at home in a real browser."""
 
+import contextlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -120,7 +122,7 @@ def test_the_page_holds_the_numbers_claims_and_marks(page):
 
 def test_the_page_is_self_contained(page):
     reader, text = read(page), page.read_text(encoding="utf-8")
-    assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in text
+    assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form" in text
     assert not {"script", "link", "iframe", "object", "form"} & set(reader.tags)
     assert all(link.startswith(("data:image/png;base64,", "#")) for link in reader.links)
     assert len(reader.links) > 50
@@ -354,3 +356,99 @@ def test_the_browser_check_sees_what_it_should(browser, page, tmp_path):
     assert len([kind for kind, _ in problems if kind == "error"]) >= 2
     assert not view.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     view.close()
+
+
+RUNS_IF_IT_CAN = (
+    "<script>window.evil = 1</script>",
+    "<img src=x onerror='window.evil = 1'>",
+    "</style></title></svg><svg onload='window.evil = 1'>",
+    "\"' onmouseover='window.evil = 1' x=\"",
+    "<a href='javascript:window.evil = 1'>x</a>",
+    "{{ 7 * 7 }}",
+)
+
+
+@pytest.fixture(scope="module")
+def attacked_page(suite, make_folder, make_record, tmp_path_factory):
+    """Everything that a suite or a record can name is a text that would run as a script."""
+    folder, evil = make_folder(tmp_path_factory.mktemp("attacked")), "".join(RUNS_IF_IT_CAN)
+    data = suite.model_dump()
+    data |= {"title": evil, "left_open": [evil], "sources": dict.fromkeys(data["sources"], evil)}
+    data |= {"columns": [name + evil for name in data["columns"]], "realisations": [0, 1, 2, 3]}
+    for method in data["methods"]:
+        method["name"] += evil
+        method["cells"] = {column + evil: cell for column, cell in method["cells"].items()}
+    good = make_record("cnn", "none", 3, notes=(evil,), inspection=evil.replace("/", ""))
+    where = {"machine": {evil: evil, "device": evil}, "versions": {evil: evil}, "commit": evil}
+    where |= {"started": evil, "finished": evil}
+    write_record(folder, good.model_copy(update={"provenance": good.provenance.model_copy(update=where)}))
+    write_record(folder, make_record("cnn", "scale", 1, status="failed", failure=evil, test=None))
+    return write_report(Suite.model_validate(data), folder, folder / "attacked.html")
+
+
+def test_no_text_becomes_a_tag_or_an_attribute(attacked_page):
+    reader = read(attacked_page)
+    assert not {"script", "a", "form", "base", "link", "iframe", "object", "embed"} & set(reader.tags)
+    assert "".join(reader.words).count("{{ 7 * 7 }}") > 10
+    assert all(link.startswith(("data:image/png;base64,", "#")) for link in reader.links)
+
+
+def test_hidden_and_turning_characters_are_shown(suite, make_record, tmp_path):
+    failure = "left\u202etfel \x1b[31m \u200b"
+    write_record(tmp_path, make_record("cnn", "none", 1, status="failed", failure=failure, test=None))
+    text = write_report(suite, tmp_path, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert r"left\u202etfel \x1b[31m \u200b" in text
+    assert not {"\u202e", "\x1b", "\u200b"} & set(text)
+
+
+@pytest.mark.browser
+def test_no_text_of_a_record_runs_in_a_browser(browser, attacked_page):
+    view, problems, requests = visit(browser, attacked_page, 1400, "light")
+    view.mouse.move(300, 300)
+    assert view.evaluate("window.evil") is None
+    assert [problem for problem in problems if problem[0] in ("error", "page error")] == []
+    assert requests == [attacked_page.as_uri()]
+    assert view.evaluate("document.querySelectorAll('[onerror], [onload], [onmouseover], a').length") == 0
+    view.close()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("policy", [True, False])
+def test_the_policy_stops_what_would_slip_through(browser, page, tmp_path, policy):
+    """Scripts, pictures, styles, frames and forms are put into the page, and a server waits for a request."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.5)
+        far = f"http://127.0.0.1:{server.getsockname()[1]}"
+        extra = (
+            f"<script>window.evil = 1</script><img src={far}/a.png><link rel=stylesheet href={far}/a.css>"
+            f"<script src={far}/a.js defer></script><iframe src={far}></iframe><object data={far}></object>"
+            f"<style>body {{ background: url({far}/b.png) }}</style><form id=f action={far}></form></main>"
+        )
+        text = page.read_text(encoding="utf-8").replace("</main>", extra)
+        bad = tmp_path / "bad.html"
+        bad.write_text(text if policy else text.replace("Content-Security-Policy", "x"), encoding="utf-8")
+        view, problems = browser.new_page(), []
+        view.on("console", lambda message: problems.append(message.text))
+        view.goto(bad.as_uri(), wait_until="commit")
+        view.wait_for_timeout(300)
+        if policy:
+            view.evaluate("document.getElementById('f').submit()")
+            assert asked(server) == []
+            assert view.evaluate("window.evil") is None
+            assert sum("Content Security Policy" in text for text in problems) >= 7
+        else:  # the control: without it they arrive
+            assert "GET /a.png HTTP/1.1" in asked(server)
+        view.close()
+
+
+def asked(server: socket.socket) -> list[str]:
+    """The first lines of all requests; a browser also opens connections on which it asks nothing."""
+    lines = []
+    with contextlib.suppress(TimeoutError):
+        while True:
+            connection, _ = server.accept()
+            with connection:
+                connection.settimeout(0.5)
+                with contextlib.suppress(TimeoutError):
+                    lines.append(connection.recv(1000).decode().partition("\r\n")[0])
+    return [line for line in lines if line]

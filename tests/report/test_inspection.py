@@ -36,7 +36,12 @@ def _broken(tmp_path, arrays):
         ("samples", np.zeros((12, 4, 28, 28)), "shape (None, 3, None, None) in the array 'samples'"),
         ("filter_scales/main.4", np.ones(2), "shape (3,) in the array 'filter_scales/main.4'"),
         ("features/main.4", np.ones((3, 1, 7, 7)), "shape (3, 3, None, None)"),
-        ("feature_inputs", np.array([["a"]]), "expected numbers of shape (3, None, None)"),
+        ("feature_inputs", np.array([["a"]]), "'feature_inputs.npy' holds <U1 (1, 1), not numbers"),
+        ("feature_inputs", np.ones((3, 8, 8)), "expected whole numbers in the array 'feature_inputs'"),
+        ("feature_inputs", np.ones((3, 8, 513), np.uint8), "pictures of at most 512 pixels in the array"),
+        ("features/main.4", np.ones((3, 3, 0, 7)), "shape (3, 3, None, None)"),
+        ("feature_factors", np.array([0.25, 0, 1]), "finite positive numbers in the array 'feature_factors'"),
+        ("filter_scales/main.4", np.array([1, 2, np.nan]), "finite positive numbers in the array"),
     ],
 )
 def test_wrong_shapes(tmp_path, make_arrays, name, value, message):
@@ -53,7 +58,7 @@ def test_missing_array(tmp_path, make_arrays):
 
 def test_pickles_are_refused(tmp_path, make_arrays):
     arrays = {**make_arrays(), "extra": np.array([{}], dtype=object)}
-    with pytest.raises(RecordError, match="allow_pickle=False"):
+    with pytest.raises(RecordError, match=r"'extra.npy' holds object \(1,\), not numbers"):
         read_inspection(_broken(tmp_path, arrays))
 
 
@@ -72,6 +77,29 @@ def test_a_header_larger_than_its_data_is_refused_before_allocation(tmp_path):
         archive.writestr("samples.npy", stream.getvalue())
     with pytest.raises(RecordError, match=r"samples\.npy is shorter than its header says"):
         read_inspection(tmp_path / "run.npz")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_packings_without_a_bound_are_refused(tmp_path, make_arrays, method):
+    """A few bytes of bzip2 unpack to gigabytes in one step."""
+    np.savez(tmp_path / "plain.npz", **make_arrays())
+    plain = zipfile.ZipFile(tmp_path / "plain.npz")
+    with plain, zipfile.ZipFile(tmp_path / "run.npz", "w", method) as archive:
+        for name in plain.namelist():
+            archive.writestr(name, plain.read(name))
+    with pytest.raises(RecordError, match=r"'samples.npy' packed by another method than deflate"):
+        read_inspection(tmp_path / "run.npz")
+
+
+def test_a_name_twice_and_too_many_layers_are_refused(tmp_path, make_arrays):
+    np.savez(tmp_path / "run.npz", **make_arrays())
+    with zipfile.ZipFile(tmp_path / "run.npz", "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr("samples.npy", archive.read("samples.npy"))
+    with pytest.raises(RecordError, match="two arrays of one name"):
+        read_inspection(tmp_path / "run.npz")
+    layers = {f"filters/{index}": np.ones((1, 1, 1, 1)) for index in range(33)}
+    with pytest.raises(RecordError, match="at most 32 layers among the pictures of a run, got 36"):
+        read_inspection(_broken(tmp_path, {**make_arrays(), **layers}))
 
 
 def test_too_many_bytes_are_refused(tmp_path):

@@ -164,10 +164,50 @@ def test_hostile_names_stay_text_in_markdown(hostile):
     assert r"CNN&lt;script&gt;\|&amp;\_%$\#\{\}\~^\\\`\*\[b\]" in text
 
 
+def changed(suite, **fields):
+    return aggregate(suite.model_copy(update=fields), [])
+
+
+@pytest.mark.parametrize("fmt", ["terminal", "markdown", "latex", "csv"])
+def test_nothing_in_a_table_is_obeyed_by_a_terminal(suite, fmt):
+    evil = "a\x1b]0;evil\x07\x1b[2J\u202egpj\r\nb"
+    method = suite.methods[0].model_copy(update={"name": f"{evil}[red]x[/red]"})
+    table = changed(suite, title=evil, columns=suite.columns, methods=(method,))
+    text = render(table, fmt)
+    assert not [letter for letter in text if not letter.isprintable() and letter != "\n"]
+    assert "x1b" in text
+    assert "gpj" in text
+    if fmt == "terminal":
+        assert "[red]" in text.replace("\n", ""), "markup of rich is text"
+
+
+def test_text_that_a_spreadsheet_would_compute_is_quoted(suite):
+    names = ["=HYPERLINK(1)", "+1", "-1", "@SUM(A1)", " =1", "\t=1", "ordinary = 1"]
+    methods = tuple(suite.methods[0].model_copy(update={"name": name}) for name in names)
+    rows = list(csv.DictReader(io.StringIO(render(changed(suite, methods=methods), "csv"))))
+    found = list(dict.fromkeys(row["method"] for row in rows))
+    assert found == ["'=HYPERLINK(1)", "'+1", "'-1", "'@SUM(A1)", "' =1", "ordinary = 1"]
+
+
+def test_negative_numbers_stay_numbers_in_csv(suite, records):
+    rows = list(csv.DictReader(io.StringIO(render(aggregate(suite, records), "csv"))))
+    assert any(float(row["difference"] or 0) < 0 for row in rows)
+
+
+def test_a_document_that_is_none_is_refused(tmp_path):
+    path = tmp_path / "page.md"
+    for content, message in ((b"\xff\xfe", "can't decode"), (bytes(2**24 + 1), "no file of at most")):
+        path.write_bytes(content)
+        with pytest.raises(SettingError, match=f"expected a document of text at .*page.md, got: .*{message}"):
+            insert_into(path, "toy", "x")
+    with pytest.raises(SettingError, match=r"expected a document of text at .*, got: .*; check the path"):
+        insert_into(tmp_path, "toy", "x")
+
+
 def test_hostile_names_stay_text_in_latex(hostile):
     text = render(hostile, "latex")
     escaped = r"\textless{}script\textgreater{}\textbar{}\&\_\%\$\#\{\}\textasciitilde{}\textasciicircum{}"
-    assert f"CNN{escaped}\\textbackslash{{}}`*[b]" in text
+    assert f"CNN{escaped}\\textbackslash{{}}`{{*}}{{[}}b{{]}}" in text
     rows = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert {line.replace(r"\&", "").count("&") for line in rows} == {2}
 

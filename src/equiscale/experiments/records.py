@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import math
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +21,8 @@ SCHEMA_VERSION: Literal[1] = 1
 _ID_DIGITS = 8
 _MAX_RECORD_BYTES = 32 * 2**20
 _MAX_PREDICTIONS = 10**7
+_LARGEST_INTEGER = 2**63  # of bytes, operations and parameters
+_LARGEST_REAL = 1e100  # a training that diverges has losses beyond all bounds, whose squares are summed
 _WIDE = "uint16:"  # no character of base64 is a colon
 
 
@@ -242,9 +243,10 @@ def read_validated(path: Path, model: type[_Record], most_bytes: int, *, what: s
 
 
 def _check_finite(values: object) -> None:
-    """JSON's readers take NaN, Infinity and 1e999 for numbers, and nothing after them could use one."""
-    if isinstance(values, float) and not math.isfinite(values):
-        raise ValueError(f"the number {values}")
+    """JSON's readers take NaN, Infinity, 1e999 and a thousand digits for numbers; nothing could use them."""
+    most = _LARGEST_INTEGER if isinstance(values, int) else _LARGEST_REAL
+    if isinstance(values, int | float) and not -most <= values <= most:
+        raise ValueError("a number that is not finite or far too large")
     inside = values.values() if isinstance(values, dict) else values
     if isinstance(inside, Iterable) and not isinstance(inside, str):
         for value in inside:

@@ -165,6 +165,8 @@ def printable(text: str, *, keep: str = "") -> str:
         >>> printable("red: \x1b[31m")
         'red: \\x1b[31m'
     """
+    if text.isprintable():
+        return text
     legal = (
         letter if letter.isprintable() or letter in _ALLOWED_SPACES or letter in keep else _escaped(letter)
         for letter in text

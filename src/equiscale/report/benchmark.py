@@ -23,7 +23,7 @@ from equiscale.experiments.benchmark.record import (
     ModelResult,
     Peaks,
 )
-from equiscale.report.tables import NOTHING, insert_into
+from equiscale.report.tables import NOTHING, insert_into, one_line, read_document
 
 KIND_NAMES: Final[dict[Kind, str]] = {
     "ours": "ours",
@@ -35,6 +35,9 @@ MODE_NAMES: Final[dict[Mode, str]] = {"train": "training step", "evaluate": "eva
 _RIVALS: Final[tuple[Kind, ...]] = ("dense", "peer")
 _MEGABYTE: Final = 1e6
 _GIGA: Final = 1e9
+_ENTITIES: Final = str.maketrans(
+    {"&": "&amp;", "<": "&lt;", ">": "&gt;", "[": "\\[", "]": "\\]", "`": "\\`", "*": "\\*", "|": "\\|"}
+)
 _VERDICTS: Final = {"worse": "red", "better": "green", "same": "default"}
 
 
@@ -44,13 +47,13 @@ def terminal(record: BenchmarkRecord) -> RenderableType:
     for index, result in enumerate(record.models):
         if index:
             table.add_row()
-        table.add_row(Text(result.model, style="bold"))
+        table.add_row(Text(one_line(result.model), style="bold"))
         for mode in MODES:
             table.add_row(f"  {MODE_NAMES[mode]}")
             for row in _terminal_rows(result, mode):
                 table.add_row(*row)
     notes = [*conditions(record), *_legend(record), *_model_notes(record)]
-    return Group(table, Text(), *(Text(f"· {note}", style="dim") for note in notes))
+    return Group(table, Text(), *(Text(one_line(f"· {note}"), style="dim") for note in notes))
 
 
 def terminal_changes(changes: Sequence[Change], notes: Sequence[str] = ()) -> RenderableType:
@@ -59,11 +62,11 @@ def terminal_changes(changes: Sequence[Change], notes: Sequence[str] = ()) -> Re
     for index, (model, of_model) in enumerate(groupby(changes, key=lambda change: change.model)):
         if index:
             table.add_row()
-        table.add_row(Text(model, style="bold"))
+        table.add_row(Text(one_line(model), style="bold"))
         for change in of_model:
             table.add_row(f"  {_what(change)}", *_change_cells(change))
     every = (_change_note(changes), *(f"· {note}" for note in notes))
-    return Group(table, Text(), *(Text(note, style="dim") for note in every))
+    return Group(table, Text(), *(Text(one_line(note), style="dim") for note in every))
 
 
 def change_notes(old: BenchmarkRecord, new: BenchmarkRecord) -> list[str]:
@@ -92,7 +95,7 @@ def markdown(record: BenchmarkRecord) -> str:
     rows = [_summary_row(result, rivals) for result in record.models]
     lines = _markdown_table([*head, "step against a plain CNN's"], rows)
     notes = [*conditions(record), *_model_notes(record)]
-    return "\n".join([*lines, "", *(f"- {note}" for note in notes)]) + "\n"
+    return "\n".join([*lines, "", *(f"- {_escaped(note)}" for note in notes)]) + "\n"
 
 
 def markdown_details(record: BenchmarkRecord) -> str:
@@ -112,7 +115,7 @@ def markdown_details(record: BenchmarkRecord) -> str:
     ]
     rows = [
         [
-            f"`{result.model}`",
+            _code(result.model),
             MODE_NAMES[mode],
             KIND_NAMES[kind.kind],
             *_detail_cells(kind.mode(mode), record.peaks),
@@ -122,7 +125,7 @@ def markdown_details(record: BenchmarkRecord) -> str:
         for kind in _in_order(result)
     ]
     notes = [*_legend(record), *_algorithm_notes(record), *_model_notes(record)]
-    return "\n".join([*_markdown_table(head, rows), "", *(f"- {note}" for note in notes)]) + "\n"
+    return "\n".join([*_markdown_table(head, rows), "", *(f"- {_escaped(note)}" for note in notes)]) + "\n"
 
 
 def insert_tables(document: Path, name: str, record: BenchmarkRecord) -> None:
@@ -131,7 +134,7 @@ def insert_tables(document: Path, name: str, record: BenchmarkRecord) -> None:
     Raises:
         SettingError: If the document has neither, or a broken pair of them.
     """
-    text = document.read_text(encoding="utf-8")
+    text = read_document(document)
     tables = {name: markdown, f"{name}-details": markdown_details}
     present = [marker for marker in tables if f"<!-- table:{marker} -->" in text]
     if not present:
@@ -146,8 +149,9 @@ def insert_tables(document: Path, name: str, record: BenchmarkRecord) -> None:
 def conditions(record: BenchmarkRecord) -> list[str]:
     """On what, and how it was measured."""
     machine, settings = record.machine, record.settings
-    threads = f"{machine['threads']} thread{'s' * (machine['threads'] != '1')}"
-    where = machine.get("gpu") or f"{machine['processor']}, {threads}"
+    number = machine.get("threads", NOTHING)
+    threads = f"{number} thread{'s' * (number != '1')}"
+    where = machine.get("gpu") or f"{machine.get('processor', NOTHING)}, {threads}"
     source = (
         f"commit {record.commit[:10]}{'' if record.clean else ' with changes'}"
         if record.commit
@@ -209,7 +213,7 @@ def _terminal_rows(result: ModelResult, mode: Mode) -> Iterator[list[str]]:
 def _summary_row(result: ModelResult, rivals: Sequence[Kind]) -> list[str]:
     ours = result.kind("ours")
     if ours is None:
-        return [f"`{result.model}`"]
+        return [_code(result.model)]
     amounts = [
         f"{milliseconds(ours.train.seconds.median)} ms",
         f"{milliseconds(ours.evaluate.seconds.median)} ms",
@@ -218,7 +222,7 @@ def _summary_row(result: ModelResult, rivals: Sequence[Kind]) -> list[str]:
     faster = [" / ".join(times(result.ratio(kind, "ours", mode)) for kind in rivals) for mode in MODES]
     memory = " / ".join(times(result.memory_ratio("ours", kind, "train")) for kind in rivals)
     against = [*faster, memory] if rivals else []
-    name = f"`{result.model}`, {result.batch_size} images"
+    name = f"{_code(result.model)}, {result.batch_size} images"
     return [name, *_paired(amounts, against), times(result.ratio("ours", "cnn", "train"))]
 
 
@@ -244,6 +248,16 @@ def _detail_cells(measured: Measured, peaks: Peaks) -> list[str]:
 def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     right = "|".join("--:" for _ in head[1:])
     return [f"| {' | '.join(head)} |", f"|---|{right}|", *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def _code(name: str) -> str:
+    """A name as code in a cell of a table, which it cannot leave."""
+    return f"`{one_line(name).replace('`', chr(39)).replace('|', '¦')}`"
+
+
+def _escaped(note: str) -> str:
+    """A sentence as Markdown, whose own signs stay signs; names of networks have underscores inside."""
+    return one_line(note).translate(_ENTITIES)
 
 
 def _what(change: Change) -> str:

@@ -12,7 +12,7 @@ from equiscale._files import atomic_path
 from equiscale.errors import RecordError
 from equiscale.experiments.plan import format_overrides
 from equiscale.experiments.records import RunRecord, read_records
-from equiscale.experiments.spec import Protocol, Suite
+from equiscale.experiments.spec import Protocol, Suite, printable
 from equiscale.report import plots, tables, tiles
 from equiscale.report.aggregate import Table, TableCell, aggregate
 from equiscale.report.drawing import ACCENT, FAINT, INK, RULE, SERIES, Drawing
@@ -101,12 +101,18 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("equiscale.report", "templates"),
         autoescape=True,
+        finalize=_visible,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["themed"] = _themed
     return environment
+
+
+def _visible(value: object) -> object:
+    """What a record hides in a text, or turns around, stands on the page as an escape."""
+    return printable(value, keep="\n\t") if type(value) is str else value
 
 
 def _themed(drawing: Drawing) -> Markup:
@@ -118,7 +124,7 @@ def _themed(drawing: Drawing) -> Markup:
         lambda match: f"var(--{names[match[0]]})" if match[0] in names else match[0],
         drawing.svg,
     )
-    label = Markup('<svg role="img" aria-label="{}" ').format(drawing.alt)
+    label = Markup('<svg role="img" aria-label="{}" ').format(printable(drawing.alt))
     return label + Markup(svg.removeprefix("<svg "))
 
 
@@ -140,7 +146,7 @@ def _pictures(table: Table, folder: Path) -> tuple[list[Picture], list[str]]:
 
 def _beside(folder: Path, run: RunRecord) -> Path:
     name = run.inspection or ""
-    if Path(name).name != name:
+    if Path(name).name != name or name == ".." or "\0" in name:
         raise RecordError(f"expected the plain name of a file beside the record, got {name!r}")
     return folder / name
 

@@ -14,8 +14,14 @@ from numpy.typing import NDArray
 from equiscale.errors import RecordError
 
 _MAX_BYTES = 32 * 2**20
+# Several times what a run writes: every one of them is drawn.
+_MOST_LAYERS = 32
+_MOST_PICTURES = 256
+_LONGEST_SIDE = 512
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # nothing bounds what others unpack to
 _FEATURE_SIZES = 3
 _FILTERS = "filters/"
+_KINDS = "buif"
 
 Array = NDArray[np.generic]
 Shape = tuple[int | None, ...]
@@ -71,6 +77,11 @@ _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
     TokenError,
+    ArithmeticError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    MemoryError,
 )
 
 
@@ -81,6 +92,8 @@ def read_inspection(path: Path) -> Inspection:
         RecordError: If the file is missing, damaged, too large, or its arrays do not fit each other.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("no ordinary file")
         arrays = _load(path)
     except _DAMAGE as error:
         raise RecordError(f"expected the pictures of a run in {path}, got: {error}") from error
@@ -88,14 +101,12 @@ def read_inspection(path: Path) -> Inspection:
     count = len(samples)
     return Inspection(
         samples=samples,
-        labels=_get(arrays, "sample_labels", (count,)).astype(np.int64),
-        predictions=_get(arrays, "sample_predictions", (count,)).astype(np.int64),
-        factors=_get(arrays, "sample_factors", (count,)).astype(np.float64),
-        inputs=_get(arrays, "feature_inputs", (_FEATURE_SIZES, None, None)).astype(np.uint8),
-        input_factors=_get(arrays, "feature_factors", (_FEATURE_SIZES,)).astype(np.float64),
-        layers=tuple(
-            _layer(arrays, name.removeprefix(_FILTERS)) for name in arrays if name.startswith(_FILTERS)
-        ),
+        labels=_whole(arrays, "sample_labels", (count,)).astype(np.int64),
+        predictions=_whole(arrays, "sample_predictions", (count,)).astype(np.int64),
+        factors=_positive(arrays, "sample_factors", (count,)),
+        inputs=_whole(arrays, "feature_inputs", (_FEATURE_SIZES, None, None)).astype(np.uint8),
+        input_factors=_positive(arrays, "feature_factors", (_FEATURE_SIZES,)),
+        layers=_layers(arrays),
     )
 
 
@@ -103,7 +114,16 @@ def _samples(arrays: Mapping[str, Array]) -> NDArray[np.uint8]:
     """Grey images ``(N, H, W)`` or colour images ``(N, 3, H, W)``."""
     colour = "samples" in arrays and arrays["samples"].ndim == 4
     shape: Shape = (None, 3, None, None) if colour else (None, None, None)
-    return _get(arrays, "samples", shape).astype(np.uint8)
+    return _whole(arrays, "samples", shape).astype(np.uint8)
+
+
+def _layers(arrays: Mapping[str, Array]) -> tuple[Layer, ...]:
+    names = [name.removeprefix(_FILTERS) for name in arrays if name.startswith(_FILTERS)]
+    if len(names) > _MOST_LAYERS:
+        raise RecordError(
+            f"expected at most {_MOST_LAYERS} layers among the pictures of a run, got {len(names)}"
+        )
+    return tuple(_layer(arrays, name) for name in names)
 
 
 def _layer(arrays: Mapping[str, Array], name: str) -> Layer:
@@ -112,9 +132,27 @@ def _layer(arrays: Mapping[str, Array], name: str) -> Layer:
     return Layer(
         name=name,
         filters=_finite(filters),
-        scales=_finite(_get(arrays, f"filter_scales/{name}", (scales,))),
+        scales=_positive(arrays, f"filter_scales/{name}", (scales,)),
         features=_finite(_get(arrays, f"features/{name}", (_FEATURE_SIZES, scales, None, None))),
     )
+
+
+def _positive(arrays: Mapping[str, Array], name: str, shape: Shape) -> NDArray[np.float64]:
+    values = _get(arrays, name, shape).astype(np.float64)
+    if not np.all(np.isfinite(values) & (values > 0)):
+        raise RecordError(
+            f"expected finite positive numbers in the array {name!r} of the pictures of a run, got others"
+        )
+    return values
+
+
+def _whole(arrays: Mapping[str, Array], name: str, shape: Shape) -> Array:
+    array = _get(arrays, name, shape)
+    if array.dtype.kind not in "ui":
+        raise RecordError(
+            f"expected whole numbers in the array {name!r} of the pictures of a run, got {array.dtype}"
+        )
+    return array
 
 
 def _finite(array: Array) -> NDArray[np.float64]:
@@ -122,15 +160,21 @@ def _finite(array: Array) -> NDArray[np.float64]:
 
 
 def _get(arrays: Mapping[str, Array], name: str, shape: Shape) -> Array:
-    """The array of a name, of a shape in which None stands for any positive size."""
+    """The array of a name, of a shape in which None stands for any positive size up to a limit."""
     if name not in arrays:
-        raise RecordError(f"expected the array {name!r} among the pictures of a run, got {', '.join(arrays)}")
+        found = ", ".join(map(repr, list(arrays)[:_MOST_LAYERS]))
+        raise RecordError(f"expected the array {name!r} among the pictures of a run, got {found}")
     array = arrays[name]
     fits = array.ndim == len(shape) and array.size > 0 and array.dtype.kind in "uif"
     if not fits or any(want not in (None, have) for want, have in zip(shape, array.shape, strict=True)):
         raise RecordError(
             f"expected numbers of shape {shape} in the array {name!r} of the pictures of a run, "
             f"got {array.dtype} {array.shape}"
+        )
+    if array.shape[0] > _MOST_PICTURES or max(array.shape) > _LONGEST_SIDE:
+        raise RecordError(
+            f"expected at most {_MOST_PICTURES} pictures of at most {_LONGEST_SIDE} pixels in the array "
+            f"{name!r} of the pictures of a run, got {array.shape}"
         )
     return array
 
@@ -140,7 +184,11 @@ def _load(path: Path) -> dict[str, Array]:
         members = archive.infolist()
         if (total := sum(member.file_size for member in members)) > _MAX_BYTES:
             raise ValueError(f"{total} bytes, more than {_MAX_BYTES}")
+        if len({member.filename for member in members}) < len(members):
+            raise ValueError("two arrays of one name")
         for member in members:
+            if member.compress_type not in _METHODS:
+                raise ValueError(f"{member.filename!r} packed by another method than deflate")
             _check_header(archive, member)
     with np.load(path, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}
@@ -152,5 +200,7 @@ def _check_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(stream)
+    if dtype.kind not in _KINDS or any(side < 0 for side in shape):
+        raise ValueError(f"{member.filename!r} holds {dtype} {shape}, not numbers")
     if math.prod(shape) * dtype.itemsize > member.file_size:
         raise ValueError(f"{member.filename} is shorter than its header says")

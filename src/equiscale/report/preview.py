@@ -52,7 +52,7 @@ def draw_preview(preview: "Preview", target: Path) -> Path:
     target = Path(target)
     if target.suffix.lower() not in FORMATS:
         raise SettingError(f"expected a file of {', '.join(FORMATS)}, got {target}")
-    with matplotlib.style.context("default"):
+    with matplotlib.style.context(["default", {"text.parse_math": False}]):  # names are no formulas
         figure = _paint(preview)
         with atomic_path(target) as temporary:
             figure.savefig(temporary, format=target.suffix[1:].lower(), dpi=_DPI, facecolor="white")

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from equiscale._files import atomic_path
 from equiscale.errors import SettingError
+from equiscale.experiments.spec import printable
 from equiscale.report.aggregate import SizeGroup, Table, TableCell
 
 Format = Literal["terminal", "markdown", "csv", "latex"]
@@ -24,6 +25,8 @@ NOTHING = "–"
 _TERMINAL_WIDTH = 80
 _NARROWEST_NAME = 12  # to which the column of the methods is folded before columns stand below each other
 _SIZE_NAMES = {"smaller": "smaller sizes", "trained": "trained sizes", "larger": "larger sizes"}
+_MAX_DOCUMENT_BYTES = 2**24
+_LINE_ENDS = str.maketrans("\n\r\t", "   ")
 _VERDICT_STYLES = {"lower": "green", "higher": "red", "equal": "default"}
 
 
@@ -134,8 +137,8 @@ def terminal(table: Table, width: int = _TERMINAL_WIDTH) -> RenderableType:
     spaced = [part for grid in grids for part in (grid, Text())]
     notes = RichTable.grid(padding=(0, 1, 0, 0))
     for note in footnotes(table):
-        notes.add_row(Text("·", style="dim"), Text(note, style="dim"))
-    return Group(Text(table.suite.title, style="bold"), Text(), *spaced, notes)
+        notes.add_row(Text("·", style="dim"), Text(one_line(note), style="dim"))
+    return Group(Text(one_line(table.suite.title), style="bold"), Text(), *spaced, notes)
 
 
 def render_terminal(table: Table, width: int = _TERMINAL_WIDTH) -> str:
@@ -167,7 +170,7 @@ def render_markdown(table: Table) -> str:
 def render_latex(table: Table) -> str:
     """The table for LaTeX with booktabs; three lines a cell, its footnotes below."""
     columns = table.suite.columns
-    lines = [f"% {' '.join(table.suite.title.split())}", rf"\begin{{tabular}}{{l{'l' * len(columns)}}}"]
+    lines = [f"% {one_line(table.suite.title)}", rf"\begin{{tabular}}{{l{'l' * len(columns)}}}"]
     lines += [r"\toprule", " & ".join(["", *map(_escape_latex, columns)]) + r" \\", r"\midrule"]
     for index, method in enumerate(table.methods):
         lines += [r"\addlinespace"] * bool(index)
@@ -178,12 +181,12 @@ def render_latex(table: Table) -> str:
 
 
 def render_csv(table: Table) -> str:
-    """One row a cell, with every field in full precision."""
+    """One row a cell, with every field in full precision; text that a spreadsheet would compute is quoted."""
     buffer = io.StringIO()
     rows = [_csv_row(table, cell) for cell in table.cells]
     writer = csv.DictWriter(buffer, fieldnames=_CSV_FIELDS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: _no_formula(value) for name, value in row.items()} for row in rows)
     return buffer.getvalue()
 
 
@@ -199,10 +202,10 @@ def insert_into(document: Path, suite_name: str, markdown: str) -> bool:
         Whether the document changed.
 
     Raises:
-        SettingError: If the markers are absent, repeated or in the wrong order.
+        SettingError: If the document is no text, or the markers are absent, repeated or in the wrong order.
     """
     start, end = f"<!-- table:{suite_name} -->", f"<!-- /table:{suite_name} -->"
-    old = document.read_text(encoding="utf-8")
+    old = read_document(document)
     if (old.count(start), old.count(end)) != (1, 1) or old.index(start) > old.index(end):
         raise SettingError(
             f"expected {start} and then {end} once each in {document}, "
@@ -215,6 +218,30 @@ def insert_into(document: Path, suite_name: str, markdown: str) -> bool:
         with atomic_path(document) as temporary:
             temporary.write_text(new, encoding="utf-8")
     return new != old
+
+
+def read_document(path: Path) -> str:
+    """A document with markers for tables.
+
+    Raises:
+        SettingError: If it is missing, no text in UTF-8, or larger than any document.
+    """
+    try:
+        if path.stat().st_size > _MAX_DOCUMENT_BYTES or not path.is_file():
+            raise ValueError(f"no file of at most {_MAX_DOCUMENT_BYTES} bytes")
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise SettingError(f"expected a document of text at {path}, got: {error}; check the path") from error
+
+
+def one_line(text: str) -> str:
+    """A text from a record in one line, with nothing in it that a terminal would obey.
+
+    Example:
+        >>> one_line("two\\nlines \\x1b[2J")
+        'two lines \\\\x1b[2J'
+    """
+    return printable(text.translate(_LINE_ENDS))
 
 
 def _plus_minus(mean: float, std: float | None) -> str:
@@ -234,7 +261,7 @@ def _rows(table: Table, method: str, columns: Sequence[str] | None = None) -> It
     """A method in some lines: ours, by size, the claims, the differences; empty lines are left out."""
     cells = [table.cell(method, column) for column in columns or table.suite.columns]
     lines = [{} if cell is None else _lines(cell) for cell in cells]
-    yield [method, *("" if cell is None else value_text(cell) for cell in cells)]
+    yield [one_line(method), *("" if cell is None else value_text(cell) for cell in cells)]
     for name in (*_SIZE_NAMES.values(), "claim", "difference"):
         row = [line.get(name, "") for line in lines]
         if any(row):
@@ -268,7 +295,7 @@ def _terminal_grid(table: Table, columns: Sequence[str], width: int) -> RichTabl
     )
     grid.add_column(Text(), overflow="fold")
     for column, widest in zip(columns, widths[1:], strict=True):
-        grid.add_column(Text(column), overflow="fold", min_width=min(widest, width // 2))
+        grid.add_column(Text(one_line(column)), overflow="fold", min_width=min(widest, width // 2))
     rows = [(method, _terminal_rows(table, method, columns, tight)) for method in table.methods]
     shown = [lines for method, lines in rows if any(table.cell(method, column) for column in columns)]
     for index, lines in enumerate(shown):
@@ -298,7 +325,7 @@ def _widths(table: Table, columns: Sequence[str], *, tight: bool) -> list[int]:
     """The widest text of each column, the methods' names first."""
     body = [row for method in table.methods for row in _rows(table, method, columns)]
     values = [[text.replace(" ± ", "±") if tight else text for text in row] for row in body]
-    return [max(map(len, column)) for column in zip(["", *columns], *values, strict=True)]
+    return [max(map(len, column)) for column in zip(["", *map(one_line, columns)], *values, strict=True)]
 
 
 def _markdown_cell(cell: TableCell | None) -> str:
@@ -309,11 +336,11 @@ def _markdown_cell(cell: TableCell | None) -> str:
     return "<br>".join(parts)
 
 
-_MARKDOWN_ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "\n": " ", "\r": " "})
+_MARKDOWN_ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 
 
 def _escape_markdown(text: str) -> str:
-    return re.sub(r"([\\`*_{}\[\]#|~])", r"\\\1", text.translate(_MARKDOWN_ENTITIES))
+    return re.sub(r"([\\`*_{}\[\]#|~])", r"\\\1", one_line(text).translate(_MARKDOWN_ENTITIES))
 
 
 _LATEX = str.maketrans(
@@ -324,8 +351,9 @@ _LATEX = str.maketrans(
         "<": r"\textless{}",
         ">": r"\textgreater{}",
         "|": r"\textbar{}",
-        "\n": " ",
-        "\r": " ",
+        "[": "{[}",  # after a line's end it would begin a length
+        "]": "{]}",
+        "*": "{*}",
         **{character: f"\\{character}" for character in "&%$#_{}"},
         "±": r"$\pm$",
         "×": r"$\times$",
@@ -342,10 +370,11 @@ _LATEX = str.maketrans(
 
 
 def _escape_latex(text: str) -> str:
-    escaped = text.translate(_LATEX)
+    escaped = one_line(text).translate(_LATEX)
     return rf"\quad {escaped.lstrip()}" if text.startswith("  ") else escaped
 
 
+_FORMULA_STARTS = ("=", "+", "-", "@")
 _CSV_FIELDS = (
     *("suite", "method", "column", "model", "overrides", "augment", "dataset"),
     *("mean", "std", "n", "epochs", "published_epochs", "deviation"),
@@ -353,6 +382,14 @@ _CSV_FIELDS = (
     *("claim_mean", "claim_std", "claim_source", "claim_checked", "difference"),
     *("smaller_sizes", "trained_sizes", "larger_sizes"),
 )
+
+
+def _no_formula(value: object) -> object:
+    """Text that begins as a formula does gets the apostrophe that tells spreadsheets to leave it as it is."""
+    if not isinstance(value, str):
+        return value
+    text = one_line(value)
+    return f"'{text}" if text.lstrip().startswith(_FORMULA_STARTS) else text
 
 
 def _csv_row(table: Table, cell: TableCell) -> dict[str, object]:
