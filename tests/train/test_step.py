@@ -21,7 +21,7 @@ from equiscale.train import (
     TrainState,
     evaluate,
     fit,
-    loop,
+    group,
     step,
 )
 from equiscale.train.step import CompiledForward, EagerGradients, GraphedGradients, _undone, gradients_of
@@ -201,7 +201,7 @@ def test_a_replayed_training_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch
     settings = replace(SETTINGS, epochs=3, accumulate=accumulate)
     eager = train(settings)
     monkeypatch.setattr(
-        loop, "gradients_of", lambda model, config: PretendGraphedGradients(EagerGradients(model, config))
+        group, "gradients_of", lambda model, config: PretendGraphedGradients(EagerGradients(model, config))
     )
     replayed = train(settings)
     for name, tensor in eager.model.state_dict().items():

@@ -3,7 +3,8 @@
 from equiscale.train.average import WeightAverage, weights_of
 from equiscale.train.checkpoint import load_checkpoint, save_checkpoint
 from equiscale.train.config import Numerics, OptimizerSettings, TrainConfig
-from equiscale.train.loop import Batches, Checkpoint, Splits, evaluate, fit
+from equiscale.train.group import Batches
+from equiscale.train.loop import Checkpoint, Splits, evaluate, fit
 from equiscale.train.seeding import derive_seed
 from equiscale.train.state import EpochResult, TrainState
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from equiscale.errors import SettingError, TrainingError, TrainingStoppedError
 from equiscale.train.average import WeightAverage, weights_of
 from equiscale.train.config import Numerics, TrainConfig
+from equiscale.train.group import ALONE, Batches, Group
 from equiscale.train.seeding import derive_seed
 from equiscale.train.state import (
     EpochResult,
@@ -24,18 +24,10 @@ from equiscale.train.state import (
     restore_state,
     save_state,
 )
-from equiscale.train.step import Gradients, forward_of, gradients_of
+from equiscale.train.step import Gradients, forward_of
 
 _PLAIN = Numerics()
 _TEN_MINUTES = 600.0
-
-
-class Batches(Protocol):
-    """A source of batches; one pass draws its order and augmentation from the given generator."""
-
-    def epoch(self, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images and labels; what is not on the model's device is moved there."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -46,11 +38,13 @@ class Splits:
         train: What is learned from.
         validation: What selects the epoch to keep; None where the last one is kept.
         test: For the periodic test, which selects nothing; None where there is none.
+        group: The processes that share out every batch.
     """
 
     train: Batches
     validation: Batches | None = None
     test: Batches | None = None
+    group: Group = ALONE
 
 
 @dataclass(frozen=True)
@@ -110,7 +104,9 @@ def fit(
         On the CPU with a fixed number of threads the weights have the same bits for the same seed,
         resumed or not (``tests/experiments/test_sweep.py`` kills real processes).
     """
+    group = splits.group
     _check_splits(splits, config)
+    group.check(splits.train, config)
     config.numerics.check(_device_of(model))
     config.numerics.prepare(model)
     state = TrainState(
@@ -122,15 +118,19 @@ def fit(
     identity = _identity(model, config, checkpoint)
     if checkpoint is not None and checkpoint.path.exists():
         restore_state(state, checkpoint.path, identity)
+    steps = state.position.steps if state.position else 0
+    group.check_same(f"{identity} after {len(state.history)} epochs and {steps} steps")
     for result in state.history:
         _tell(on_epoch, result)
-    keeper = _Keeper(state, checkpoint, identity, should_stop)
-    gradients = gradients_of(model, config)
+    own_checkpoint = checkpoint if group.rank == 0 else None
+    keeper = _Keeper(state, own_checkpoint, identity, group.agreed(should_stop))
+    gradients = group.gradients(model, config)
     for epoch in range(len(state.history) + 1, config.epochs + 1):
         try:
             result = _run_epoch(state, splits, config, gradients, epoch, keeper)
         except TrainingStoppedError:
             keeper.save()
+            group.any(False)  # nobody is gone, or begins again, before the checkpoint is there
             raise
         state.record(result)
         keeper.save()
@@ -191,6 +191,7 @@ def evaluate(
     *,
     numerics: Numerics = _PLAIN,
     on_batch: Callable[[], None] | None = None,
+    group: Group = ALONE,
 ) -> tuple[Tensor, Tensor]:
     """Predicted and true classes of all images, in evaluation mode; the module's mode is restored.
 
@@ -199,6 +200,7 @@ def evaluate(
         batches: The images and labels.
         numerics: Precision and layout of the forward pass.
         on_batch: Called after every batch; an exception ends the evaluation.
+        group: The processes that share out every batch; each gets the predictions of all.
 
     Returns:
         Two int64 tensors ``(N,)`` on the CPU.
@@ -211,7 +213,7 @@ def evaluate(
     forward = forward_of(model, numerics)
     predictions, labels, finite = [], [], []
     try:
-        for images, targets in batches.epoch():
+        for images, targets in group.shares(batches):
             logits = forward(images.to(device))
             predictions.append(logits.argmax(1))
             labels.append(targets)
@@ -220,9 +222,10 @@ def evaluate(
                 on_batch()
     finally:
         model.train(was_training)
-    if not bool(torch.stack(finite).all()):
+    if group.any(not bool(torch.stack(finite).all())):
         raise TrainingError("expected finite outputs, got others; lower the learning rate or check the data")
-    return torch.cat(predictions).cpu(), torch.cat(labels).cpu()
+    joined = group.joined(predictions, [len(targets) for targets in labels])
+    return joined.cpu(), torch.cat(labels).cpu()
 
 
 def error_percent(predictions: Tensor, labels: Tensor) -> float:
@@ -258,26 +261,32 @@ def _run_epoch(
     keeper: _Keeper,
 ) -> EpochResult:
     position = state.position = state.position or Position(state.device)
+    processes = splits.group
     learning_rate = config.learning_rate_at(epoch)
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate
     with torch.random.fork_rng(devices=[state.device] if state.device.type == "cuda" else []):
-        torch.manual_seed(derive_seed(config.seed, "dropout", epoch))
-        restore_random_states(position.random, state.device)
+        torch.manual_seed(derive_seed(config.seed, processes.dropout_stream(position.steps), epoch))
+        restore_random_states(position.random if processes.rank == 0 else {}, state.device)
         generator = torch.Generator().manual_seed(derive_seed(config.seed, "batches", epoch))
-        loss, error = _train_pass(state, position, splits.train.epoch(generator), gradients, keeper)
+        batches = processes.shares(splits.train, generator, parts=config.accumulate)
+        with processes.training(state.model):
+            loss, error = _train_pass(state, position, batches, gradients, keeper)
     _check_finite(loss, state.model, f"in epoch {epoch} at learning rate {learning_rate:g}")
     with weights_of(state.model, state.average.tensors if state.average else None):
-        validation_error = _error(state.model, splits.validation, config, keeper)
-        test_error = _error(state.model, splits.test if config.tests_at(epoch) else None, config, keeper)
+        validation_error = _error(state.model, splits.validation, config, keeper, processes)
+        test_batches = splits.test if config.tests_at(epoch) else None
+        test_error = _error(state.model, test_batches, config, keeper, processes)
     return EpochResult(epoch, learning_rate, loss, error, validation_error, position.seconds, test_error)
 
 
-def _error(model: nn.Module, batches: Batches | None, config: TrainConfig, keeper: _Keeper) -> float | None:
+def _error(
+    model: nn.Module, batches: Batches | None, config: TrainConfig, keeper: _Keeper, group: Group
+) -> float | None:
     if batches is None:
         return None
-    found = evaluate(model, batches, numerics=config.numerics, on_batch=keeper.between_batches)
-    return error_percent(*found)
+    on_batch = keeper.between_batches
+    return error_percent(*evaluate(model, batches, numerics=config.numerics, on_batch=on_batch, group=group))
 
 
 def _check_finite(loss: float, model: nn.Module, when: str) -> None:

@@ -129,6 +129,16 @@ class GraphedGradients:
         return graph
 
 
+def part_count(images: int, wanted: int) -> int:
+    """Into how many parts a batch is cut, of at least two images each, which batch norm needs.
+
+    Example:
+        >>> part_count(64, 4), part_count(5, 4)
+        (4, 2)
+    """
+    return max(1, min(wanted, images // 2))
+
+
 def _backward(forward: Forward, part: tuple[Tensor, Tensor], batch_size: int) -> tuple[Tensor, Tensor]:
     """Add a part's share of the gradient of the batch's mean loss; the part's mean loss and mistakes."""
     images, labels = part
@@ -139,8 +149,8 @@ def _backward(forward: Forward, part: tuple[Tensor, Tensor], batch_size: int) ->
 
 
 def _parts(images: Tensor, labels: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """A batch in equal parts; a small last batch in fewer, because batch norm needs two images."""
-    count = max(1, min(count, len(labels) // 2))
+    """A batch in equal parts; a small last batch in fewer."""
+    count = part_count(len(labels), count)
     return zip(images.tensor_split(count), labels.tensor_split(count), strict=True)
 
 
