@@ -13,7 +13,9 @@ from equiscale.data import TensorBatches, normalize, random_rescale
 from equiscale.data.augment import crop_flip_cutout
 from equiscale.experiments.execute import RunOptions, evaluation_batch, execute_run
 from equiscale.experiments.plan import Selection, plan_runs
-from equiscale.experiments.runner import Jobs, RunEvent, prepare_options, run_sweep
+from equiscale.experiments.runner import Jobs, prepare_options
+from equiscale.experiments.sweep import run_sweep
+from equiscale.experiments.worker import RunEvent
 from equiscale.experiments.spec import load_suite
 from equiscale.train import Checkpoint, EpochResult, Numerics, Splits, TrainConfig, TrainState, fit
 from equiscale.train.step import EagerGradients, GraphedGradients
@@ -288,5 +290,5 @@ def test_several_runs_share_a_gpu(tmp_path: Path) -> None:
         runs, folder=tmp_path, data_root=None, device="cuda", jobs=Jobs(on_each=2), resume=True
     )
     events: list[RunEvent] = []
-    assert run_sweep(runs, options, jobs=jobs, on_event=events.append) == []
+    assert run_sweep(runs, options, jobs=jobs, on_event=events.append).failures == ()
     assert [event.kind for event in events[:2]] == ["started", "started"], "side by side"

@@ -15,20 +15,20 @@ import torch
 from safetensors.torch import load_file
 
 from equiscale.errors import DataError, SettingError
-from equiscale.experiments import runner
+from equiscale.experiments import runner, sweep, worker
 from equiscale.experiments.execute import RunOptions, checkpoint_path, execute_run, weights_path
 from equiscale.experiments.plan import Selection, plan_runs
 from equiscale.experiments.records import RunSettings, decode_predictions, read_record, record_path
 from equiscale.experiments.runner import (
     Jobs,
-    RunEvent,
     choose_jobs,
     devices_of,
     is_finished,
     prepare_options,
-    run_sweep,
 )
 from equiscale.experiments.spec import load_suite
+from equiscale.experiments.sweep import run_sweep
+from equiscale.experiments.worker import RunEvent
 from tests.experiments.conftest import SMALL_SUITE
 
 
@@ -52,7 +52,7 @@ def reproduce(suite: Path, results: Path, *arguments: str) -> subprocess.Popen[s
 def test_a_sweep_leaves_records_weights_and_pictures(tmp_path: Path, runs: list[RunSettings]) -> None:
     options = RunOptions(tmp_path / "results", threads=2)
     events: list[RunEvent] = []
-    assert run_sweep(runs, options, jobs=2, on_event=events.append) == []
+    assert run_sweep(runs, options, jobs=2, on_event=events.append).failures == ()
     assert sorted(event.kind for event in events) == ["epoch"] * 6 + ["finished"] * 2 + ["started"] * 2
 
     record = read_record(record_path(options.folder, runs[0]))
@@ -90,7 +90,7 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 130)])
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
 def test_a_stopped_sweep_resumes_to_the_same_bits(
     tmp_path: Path, small_suite: Path, runs: list[RunSettings], quiet: Path, sent: signal.Signals, code: int
 ) -> None:
@@ -102,12 +102,13 @@ def test_a_stopped_sweep_resumes_to_the_same_bits(
         time.sleep(0.01)
     if sent == signal.SIGKILL:
         os.killpg(process.pid, sent)
-    else:  # to the sweep alone, which takes its runs along
+    else:  # to the sweep alone, which lets its runs come to a safe point, within an epoch
         process.send_signal(sent)
     output, _ = process.communicate(timeout=60)  # until the last process has closed the pipe
     assert process.returncode == code, output
     if sent == signal.SIGTERM:
-        assert "interrupted; the same command goes on from the last checkpoints" in output
+        assert "stopping at the next safe point; once more to stop at once" in output
+        assert "stopped; the same command goes on from the last checkpoints" in output
         assert "Traceback" not in output
     assert not is_finished(runs[0], RunOptions(tmp_path)), "stopped too late for the test to show anything"
 
@@ -142,10 +143,10 @@ def test_a_network_that_overflows_in_its_last_step_leaves_a_record_too(
     )
     run = plan_runs(load_suite(str(small_suite)), Selection(realisations=[0]))[0]
     options = RunOptions(tmp_path / "results")
-    failures = run_sweep([run], options, on_event=lambda event: None)
+    result = run_sweep([run], options, on_event=lambda event: None)
     record = read_record(record_path(options.folder, run))
     assert record.status == "failed"
-    assert failures[0].message == record.failure
+    assert result.failures[0].message == record.failure
     assert not weights_path(options.folder, run).exists()
     assert not checkpoint_path(options.folder, run).exists()
 
@@ -183,10 +184,10 @@ def test_a_process_that_dies_is_reported_and_the_rest_goes_on(tmp_path: Path, ru
         elif event.kind == "finished":
             finished.append(event.settings.run_id)
 
-    failures = run_sweep(runs, options, jobs=1, on_event=kill_the_first)
-    assert [failure.settings for failure in failures] == [runs[0]]
-    assert "died with exit code -9" in failures[0].message
-    assert "go on from its last checkpoint" in failures[0].message
+    result = run_sweep(runs, options, jobs=1, on_event=kill_the_first)
+    assert [failure.settings for failure in result.failures] == [runs[0]]
+    assert "died with exit code -9" in result.failures[0].message
+    assert "go on from its last checkpoint" in result.failures[0].message
     assert finished == [runs[1].run_id]
 
 
@@ -255,14 +256,12 @@ def test_one_gpu_needs_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
 class PretendProcess:
     def join(self) -> None: ...
 
-    def terminate(self) -> None: ...
-
 
 def test_runs_are_shared_out_among_the_devices(
     tmp_path: Path, runs: list[RunSettings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each on the device with the fewest: the fourth takes the place of the one that has finished."""
-    monkeypatch.setattr(runner, "devices_of", lambda device: ("cuda:0", "cuda:1"))
+    monkeypatch.setattr(sweep, "devices_of", lambda device: ("cuda:0", "cuda:1"))
     placed: list[tuple[str, int]] = []
     senders = []
 
@@ -270,6 +269,7 @@ def test_runs_are_shared_out_among_the_devices(
         receiver, sender = Pipe(duplex=False)
         placed.append((options.device, options.threads))
         senders.append((sender, settings))
+        sender.send(RunEvent("started", settings))
         if len(placed) == 3:  # all places are taken: the second one ends
             finish(1)
         return receiver, PretendProcess()
@@ -283,10 +283,10 @@ def test_runs_are_shared_out_among_the_devices(
             for index in (0, 2, 3):
                 finish(index)
 
-    monkeypatch.setattr(runner, "_start", start)
+    monkeypatch.setattr(sweep, "_start", start)
     four = [runs[0].model_copy(update={"realisation": number}) for number in range(4)]
     options = RunOptions(tmp_path, device="cuda", threads=7)
-    assert run_sweep(four, options, jobs=3, on_event=end_the_rest) == []
+    assert run_sweep(four, options, jobs=3, on_event=end_the_rest).failures == ()
     assert placed == [("cuda:0", 2), ("cuda:1", 2), ("cuda:0", 2), ("cuda:1", 2)]
 
 
@@ -294,9 +294,10 @@ def test_a_run_keeps_its_memory(
     tmp_path: Path, runs: list[RunSettings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[bool] = []
-    monkeypatch.setattr(runner, "keep_memory", lambda: kept.append(True))
-    monkeypatch.setattr(runner, "execute_run", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(worker, "keep_memory", lambda: kept.append(True))
+    monkeypatch.setattr(worker, "execute_run", lambda *_, **__: 1 / 0)
     receiver, sender = Pipe(duplex=False)
-    runner._work(runs[0], RunOptions(tmp_path), sender)
+    worker.work(runs[0], RunOptions(tmp_path), sender)
+    assert receiver.recv().kind == "started"
     assert "ZeroDivisionError" in receiver.recv().message
     assert kept == [True]

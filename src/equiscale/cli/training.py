@@ -1,6 +1,5 @@
 """``equiscale reproduce`` and ``equiscale train``."""
 
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -40,6 +39,7 @@ def reproduce(
     root: Root = None,
     results: Results = DEFAULT_RESULTS,
     resume: Annotated[bool, typer.Option(help="Go on from checkpoints of unfinished runs.")] = True,
+    wait: Annotated[bool, typer.Option(help="Wait at the end for runs that other workers do.")] = True,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only list the runs, and what they cost.")
     ] = False,
@@ -49,7 +49,6 @@ def reproduce(
     from equiscale.experiments.plan import Selection, parse_numbers, plan_runs
     from equiscale.experiments.spec import load_suite
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     with errors_as_messages():
         plan = load_suite(suite)
         selection = Selection(
@@ -81,9 +80,8 @@ def reproduce(
             jobs=Jobs(jobs, jobs_per_device),
             resume=resume,
         )
-        failures = reproduce_with_progress(runs, options, jobs=side_by_side)
-    if failures:
-        raise typer.Exit(1)
+        status = reproduce_with_progress(runs, options, jobs=side_by_side, wait_for_others=wait)
+    raise typer.Exit(status)
 
 
 @app.command()
@@ -131,8 +129,11 @@ def train(
     results: Results = DEFAULT_RESULTS,
     resume: Annotated[bool, typer.Option(help="Go on from a checkpoint of an unfinished run.")] = True,
 ) -> None:
-    """Train and test one network on one data set, with a record, a checkpoint an epoch, and weights."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    """Train and test one network on one data set, with a record, a checkpoint an epoch, and weights.
+
+    Processes that torchrun starts together share one training: torchrun --nproc-per-node 2 -m equiscale
+    train …
+    """
     with errors_as_messages():
         from equiscale.data import dataset_info
         from equiscale.experiments.execute import evaluation_splits
@@ -140,6 +141,7 @@ def train(
         from equiscale.experiments.progress import print_result, reproduce_with_progress
         from equiscale.experiments.runner import Jobs, prepare_options
         from equiscale.experiments.spec import Treatment, make_protocol
+        from equiscale.train.group import is_launched
 
         info = dataset_info(data, root=root)
         validation, _ = evaluation_splits(info)
@@ -163,14 +165,19 @@ def train(
         )
         treatment = Treatment(model, parse_overrides(settings or ()), augment, info.name)
         run = ad_hoc_run(treatment, protocol=protocol, realisation=realisation)
+        if is_launched():
+            from equiscale.experiments.together import train_together
+
+            raise typer.Exit(
+                train_together(run, folder=results, data_root=root, device=device, resume=resume)
+            )
         options, jobs = prepare_options(
             [run], folder=results, data_root=root, device=device, jobs=Jobs(1), resume=resume
         )
-        failures = reproduce_with_progress([run], options, jobs=jobs)
-        if not failures:
+        status = reproduce_with_progress([run], options, jobs=jobs)
+        if status == 0:
             print_result(run, results)
-    if failures:
-        raise typer.Exit(1)
+    raise typer.Exit(status)
 
 
 def _show_plan(plan: "Suite", runs: "list[RunSettings]") -> None:

@@ -3,8 +3,8 @@
 import json
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from equiscale._files import atomic_path
-from equiscale.data import Dataset, DatasetInfo, TensorBatches, dataset_info, load, normalize, random_rescale
-from equiscale.data.augment import crop_flip_cutout, recipe_for
-from equiscale.data.loader import Transform
+from equiscale.data import Dataset, DatasetInfo, TensorBatches, dataset_info, load, normalize
+from equiscale.data.augment import apply_crop_flip_cutout, draw_crop_flip_cutout, recipe_for
+from equiscale.data.transforms import BatchTransform, ChannelValues, draw_factors, rescale_as_pillow
 from equiscale.errors import (
     CheckpointError,
     EquiscaleError,
@@ -26,6 +26,7 @@ from equiscale.errors import (
     TrainingStoppedError,
 )
 from equiscale.experiments import provenance
+from equiscale.experiments.claims import Lease
 from equiscale.experiments.inspection import inspect_network, layer_equivariance
 from equiscale.experiments.plan import format_overrides
 from equiscale.experiments.records import (
@@ -57,6 +58,7 @@ from equiscale.train import (
     fit,
 )
 from equiscale.train.checkpoint import storable
+from equiscale.train.group import ALONE, Group
 from equiscale.train.loop import error_percent
 
 # The largest batch of an evaluation, and what the largest layer's input and output may take then. On the
@@ -83,6 +85,8 @@ class RunOptions:
         device: "cpu" or "cuda", with an index where there are several.
         threads: Threads of a run on the CPU.
         resume: Go on from a checkpoint where there is one.
+        group: The processes that do each run together; the first one alone writes files.
+        lease: How the claim of a run shows that its worker lives.
     """
 
     folder: Path
@@ -90,6 +94,8 @@ class RunOptions:
     device: str = "cpu"
     threads: int = 1
     resume: bool = True
+    group: Group = ALONE
+    lease: Lease = field(default_factory=Lease)
 
 
 @unmeasured()
@@ -123,13 +129,16 @@ def execute_run(
     run = _Run(settings, options, should_stop or (lambda: False))
     checkpoint = checkpoint_path(options.folder, settings)
     if not options.resume:
-        checkpoint.unlink(missing_ok=True)
+        if options.group.rank == 0:
+            checkpoint.unlink(missing_ok=True)
+        options.group.any(False)  # gone before anyone looks for it
     try:
         record = run.finish(run.train(on_epoch))
     except TrainingError as error:
         record = run.record(failure=str(error))
-    write_record(options.folder, record)
-    checkpoint.unlink(missing_ok=True)
+    if options.group.rank == 0:
+        write_record(options.folder, record)
+        checkpoint.unlink(missing_ok=True)
     return record
 
 
@@ -187,7 +196,7 @@ class _Run:
 
     def __init__(self, settings: RunSettings, options: RunOptions, should_stop: Callable[[], bool]) -> None:
         self.settings, self.options, self.started = settings, options, provenance.now()
-        self.should_stop = should_stop
+        self.should_stop, self.group = should_stop, options.group
         self.commit = provenance.commit()
         self.device = torch.device(options.device)
         info = dataset_info(settings.dataset, root=options.data_root)
@@ -221,6 +230,7 @@ class _Run:
                 train=self._batches(self.train_split, self._transform(), batch_size, shuffle=True),
                 validation=None if self.validation is None else self._batches(self.validation),
                 test=self._batches(self.test) if self.config.test_every else None,
+                group=self.group,
             ),
             config=self.config,
             checkpoint=Checkpoint(
@@ -232,7 +242,7 @@ class _Run:
         )
 
     def _between_batches(self) -> None:
-        if self.should_stop():
+        if self.group.any(self.should_stop()):
             raise TrainingStoppedError("stopped in the test after the last epoch")
 
     def finish(self, state: TrainState) -> RunRecord:
@@ -245,6 +255,7 @@ class _Run:
             self._batches(self.test),
             numerics=self.config.numerics,
             on_batch=self._between_batches,
+            group=self.group,
         )
         seconds = time.monotonic() - begun
         test = TestRecord(
@@ -253,6 +264,8 @@ class _Run:
             predictions=encode_predictions(predictions.tolist()),
             by_factor=_by_factor(self.test, predictions != labels),
         )
+        if self.group.rank > 0:
+            return self.record(test=test, test_seconds=seconds)
         self._save_weights()
         equivariance = self._unless_it_fails(
             "equivariance", lambda: layer_equivariance(self.network, self.test)
@@ -295,7 +308,7 @@ class _Run:
     def _batches(
         self,
         split: Dataset,
-        transform: Transform | None = None,
+        transform: BatchTransform | None = None,
         batch_size: int | None = None,
         *,
         shuffle: bool = False,
@@ -305,34 +318,34 @@ class _Run:
             split.images.to(device),
             split.labels.to(device),
             batch_size=batch_size or self.evaluation_batch,
-            transform=transform or self._normalized,
+            transform=transform or BatchTransform(self._normalized),
             shuffle=shuffle,
             device=self.device,
         )
 
-    def _transform(self) -> Transform:
-        augmented = {"none": self._normalized, "scale": self._rescaled, "crop-flip-cutout": self._cropped}
-        return augmented[self.settings.augment]
-
-    def _normalized(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return normalize(images, self.train_split.mean, self.train_split.std)
-
-    def _rescaled(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _transform(self) -> BatchTransform:
         low, high = self.settings.protocol.augment_range
-        return self._normalized(random_rescale(images, low=low, high=high, generator=_given(generator)))
-
-    def _cropped(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
-        side = images.shape[-1]
+        side = self.train_split.info.image_shape[-1]
         pad, cutout = recipe_for(side)
-        return crop_flip_cutout(
-            images,
-            pad=pad,
-            crop=side,
-            cutout=cutout,
-            mean=self.train_split.mean,
-            std=self.train_split.std,
-            generator=_given(generator),
-        )
+        return {
+            "none": BatchTransform(self._normalized),
+            "scale": BatchTransform(
+                lambda images, factors: self._normalized(rescale_as_pillow(images, factors)),
+                lambda shape, generator: draw_factors(shape[0], low=low, high=high, generator=generator),
+            ),
+            "crop-flip-cutout": BatchTransform(
+                lambda images, drawn: apply_crop_flip_cutout(
+                    images, drawn, pad=pad, crop=side, cutout=cutout, **self._normalisation()
+                ),
+                partial(draw_crop_flip_cutout, pad=pad, crop=side),
+            ),
+        }[self.settings.augment]
+
+    def _normalized(self, images: Tensor, drawn: Tensor | None = None) -> Tensor:
+        return normalize(images, **self._normalisation())
+
+    def _normalisation(self) -> dict[str, ChannelValues]:
+        return {"mean": self.train_split.mean, "std": self.train_split.std}
 
     def _data_record(self) -> DataRecord:
         return DataRecord(
@@ -353,7 +366,7 @@ class _Run:
         commit, clean = self.commit
         return Provenance(
             versions=provenance.versions(),
-            machine=provenance.machine(self.device),
+            machine={**provenance.machine(self.device), **self.group.description()},
             commit=commit,
             clean=clean,
             started=self.started,
@@ -365,7 +378,7 @@ class _Run:
     def _save_weights(self) -> None:
         """As a file of `equiscale.models.save`; tensors alone where the network cannot be one."""
         path, run = weights_path(self.options.folder, self.settings), self.settings.model_dump_json()
-        normalisation = {"mean": self.train_split.mean, "std": self.train_split.std}
+        normalisation = self._normalisation()
         try:
             save(
                 self.network,
@@ -485,12 +498,6 @@ def _check_batches(images: int, batch_size: int) -> None:
             "expected a batch size that leaves no batch of a single image, on which batch norm cannot "
             f"train, got {batch_size} for {images} images"
         )
-
-
-def _given(generator: torch.Generator | None) -> torch.Generator:
-    if generator is None:
-        raise SettingError("expected a generator for the augmentation, got None")
-    return generator
 
 
 def evaluation_batch(network: nn.Module, image_shape: tuple[int, ...], device: torch.device) -> int:

@@ -1,6 +1,6 @@
 """A sweep in the terminal: progress bars with the time left, and what was written where."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -19,32 +19,65 @@ from rich.table import Table
 from equiscale.experiments.estimate import Estimate
 from equiscale.experiments.execute import RunOptions, weights_path
 from equiscale.experiments.records import RunSettings, read_record, record_path
-from equiscale.experiments.runner import RunEvent, run_sweep
+from equiscale.experiments.stopping import stop_on_signals
+from equiscale.experiments.sweep import SweepResult, run_sweep
+from equiscale.experiments.worker import RunEvent
 from equiscale.train import EpochResult
 
+_WITHOUT_MESSAGE = {"skipped": "has a record already", "stopped": "before its first step"}
 _MINUTE, _HOUR, _DAY = 60, 3_600, 86_400
 
 
-def reproduce_with_progress(runs: Sequence[RunSettings], options: RunOptions, *, jobs: int) -> list[RunEvent]:
+def reproduce_with_progress(
+    runs: Sequence[RunSettings], options: RunOptions, *, jobs: int, wait_for_others: bool = True
+) -> int:
     """`run_sweep` with a bar for the sweep and one for each active run; lines where there is no terminal.
 
+    The first Ctrl-C or SIGTERM lets the runs end at their next safe point, the second one at once.
+
     Returns:
-        The events of the runs that failed.
+        The exit status: 0; 1 if a run failed; 128 and the signal's number if it was stopped.
     """
     console = Console()
     epochs = sum(settings.protocol.epochs for settings in runs)
-    with _progress_bars(console) as progress:
+    with stop_on_signals() as stop, _progress_bars(console) as progress:
         display = _Display(progress, progress.add_task(f"{len(runs)} runs", total=epochs, note=""))
-        failures = run_sweep(runs, options, jobs=jobs, on_event=display.show)
-    folder = options.folder / runs[0].suite
-    console.print(
-        f"{len(runs) - len(failures)} of {len(runs)} runs are finished; records in {escape(str(folder))}"
-    )
-    for failure in failures:
+        result = run_sweep(
+            runs,
+            options,
+            jobs=jobs,
+            on_event=display.show,
+            should_stop=_told(stop, progress.console),
+            wait_for_others=wait_for_others,
+        )
+    _print_end(console, len(runs), options.folder / runs[0].suite, result)
+    if stop() and result.left:
+        console.print("stopped; the same command goes on from the last checkpoints", highlight=False)
+        return 128 + stop.signal
+    return 1 if result.failures else 0
+
+
+def _told(stop: Callable[[], bool], console: Console) -> Callable[[], bool]:
+    """The same, and it says once that it has been understood."""
+    told = False
+
+    def should_stop() -> bool:
+        nonlocal told
+        if stop() and not told:
+            told = True
+            console.print("stopping at the next safe point; once more to stop at once", highlight=False)
+        return stop()
+
+    return should_stop
+
+
+def _print_end(console: Console, runs: int, folder: Path, result: SweepResult) -> None:
+    finished = runs - len(result.failures) - len(result.left)
+    console.print(f"{finished} of {runs} runs are finished; records in {escape(str(folder))}")
+    for failure in result.failures:
         console.print(
             f"[red]failed[/red] {failure.settings.run_id}: {escape(failure.message)}", highlight=False
         )
-    return failures
 
 
 def print_result(settings: RunSettings, folder: Path) -> None:
@@ -120,6 +153,8 @@ class _Display:
         elif event.epoch is not None:
             self.progress.update(self.bars[settings], advance=1, note=_note(event.epoch))
             self.progress.advance(self.overall)
+        elif event.kind == "waiting":
+            self.progress.console.print(f"waiting {escape(event.message)}", highlight=False)
         else:
             self._end(event)
 
@@ -129,9 +164,12 @@ class _Display:
             bar = self.bars.pop(event.settings)
             done = next(task.completed for task in self.progress.tasks if task.id == bar)
             self.progress.remove_task(bar)
+        if event.kind == "busy":  # it comes again
+            self.progress.advance(self.overall, -done)
+            return
         self.progress.advance(self.overall, event.settings.protocol.epochs - done)
-        colour = {"finished": "green", "failed": "red", "skipped": "dim"}[event.kind]
-        message = escape(event.message or "has a record already")
+        colour = {"finished": "green", "failed": "red", "skipped": "dim", "stopped": "yellow"}[event.kind]
+        message = escape(event.message or _WITHOUT_MESSAGE.get(event.kind, ""))
         self.progress.console.print(
             f"[{colour}]{event.kind:8}[/{colour}] {_label(event.settings)}  {message}", highlight=False
         )

@@ -1,0 +1,52 @@
+"""A stop at the next safe point, as Ctrl-C and SIGTERM ask for it."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class StopRequest:
+    """Whether to stop; asked at safe points.
+
+    Attributes:
+        signal: The number of the signal that asked; 0: none did.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._asked = threading.Event()
+
+    def __call__(self) -> bool:
+        """Whether somebody asked."""
+        return self._asked.is_set()
+
+    def ask(self) -> None:
+        """Ask to stop."""
+        self._asked.set()
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Make the first SIGINT or SIGTERM a request, and the second one a KeyboardInterrupt.
+
+    In a thread that is not the main one signals cannot be had; the request is then as good as any other.
+    """
+    request = StopRequest()
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if request():
+            raise KeyboardInterrupt
+        request.signal = number
+        request.ask()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
