@@ -1,7 +1,8 @@
 """A real Slurm of two nodes on this machine: a controller, two slurmd and munge, from Debian's packages.
 
 Everything lies in one temporary folder, listens on ports of its own, and is gone afterwards. Accounting is
-off, as on many small clusters; a node has two cores and 4 GB, whatever the machine has.
+off, as on many small clusters. A node says that it has two cores and 4 GB, whatever the machine has; all its
+jobs share one real core.
 """
 
 import getpass
@@ -15,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -99,8 +101,8 @@ def running_slurm() -> Iterator[Path]:
         )
         wait_for(socket_path.exists, "munge")
         _daemon(stack, conf, "slurmctld", "-D", "-i")
-        for node in NODES:
-            _daemon(stack, conf, "slurmd", "-D", "-N", node)
+        for node, core in zip(NODES, cycle(sorted(os.sched_getaffinity(0))), strict=False):
+            _daemon(stack, conf, "slurmd", "-D", "-N", node, core=core)
         wait_for(lambda: idle_nodes() == len(NODES), "nodes")
         yield conf
 
@@ -125,13 +127,14 @@ def _free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def _daemon(stack: ExitStack, conf: Path, name: str, *arguments: str) -> None:
-    """A child in a session of its own, so that Ctrl-C leaves its end to the stack."""
+def _daemon(stack: ExitStack, conf: Path, name: str, *arguments: str, core: int | None = None) -> None:
+    """A child in a session of its own, so that Ctrl-C leaves its end to the stack; all of it on one core."""
     program = shutil.which(name, path=_PATH)
     assert program is not None
     log = stack.enter_context((conf.parent / f"{name}{arguments[-1]}.out".replace("/", "_")).open("wb"))
+    bound = () if core is None else ("taskset", "--cpu-list", str(core))
     process = subprocess.Popen(
-        (program, *arguments),
+        (*bound, program, *arguments),
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,

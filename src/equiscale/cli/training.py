@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from equiscale.cli.app import DEFAULT_RESULTS, Results, Root, SuiteName, app, errors_as_messages
+from equiscale.cli.engine import Engine, submit_sweep, submit_training, with_engine
 from equiscale.errors import SettingError
 
 if TYPE_CHECKING:
@@ -14,8 +15,11 @@ if TYPE_CHECKING:
 
 
 @app.command()
+@with_engine
 def reproduce(
+    context: typer.Context,
     suite: SuiteName,
+    engine: Engine,
     models: Annotated[str, typer.Option(help="Shell pattern of the networks' names.")] = "*",
     augment: Annotated[str | None, typer.Option(help="Augmentations, such as none,scale.")] = None,
     data: Annotated[str, typer.Option(help="Shell pattern of the data sets' names.")] = "*",
@@ -69,6 +73,9 @@ def reproduce(
             if estimate:
                 _show_estimates(runs, root=root, device=device, jobs=side_by_side)
             return
+        if engine.submits:
+            submit_sweep(context, engine, runs, folder=results, root=root)
+            return
         from equiscale.experiments.progress import reproduce_with_progress
         from equiscale.experiments.runner import Jobs, prepare_options
 
@@ -85,9 +92,12 @@ def reproduce(
 
 
 @app.command()
+@with_engine
 def train(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A network's name; see 'equiscale list'.")],
     data: Annotated[str, typer.Option(help="A data set's name, or image-folder:PATH for your own images.")],
+    engine: Engine,
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 10,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 64,
     lr: Annotated[
@@ -165,6 +175,9 @@ def train(
         )
         treatment = Treatment(model, parse_overrides(settings or ()), augment, info.name)
         run = ad_hoc_run(treatment, protocol=protocol, realisation=realisation)
+        if engine.submits:
+            submit_training(context, engine, run, folder=results, root=root)
+            return
         if is_launched():
             from equiscale.experiments.together import train_together
 

@@ -35,7 +35,8 @@ _LARGEST_SHARE_OF_TIME = 4  # of which the signal takes at most this part
 _REQUEUES = 1_000  # a sweep goes on until it is finished
 _TIME = re.compile(
     r"(?:(?P<days>\d{1,3})-(?P<hours>\d{1,2})(?::(?P<minutes>\d{1,2})(?::(?P<seconds>\d{1,2}))?)?"
-    r"|(?P<h>\d{1,4}):(?P<m>\d{1,2}):(?P<s>\d{1,2})|(?P<only>\d{1,6})(?::(?P<sec>\d{1,2}))?)"
+    r"|(?P<h>\d{1,4}):(?P<m>\d{1,2}):(?P<s>\d{1,2})|(?P<only>\d{1,6})(?::(?P<sec>\d{1,2}))?)",
+    re.ASCII,
 )
 _OPTIONS = ("partition", "gpus_per_node", "cpus_per_task", "mem", "time", "array", "nodes")
 _FIXED = (
@@ -91,7 +92,7 @@ class SlurmSettings:
         for option, number in counted.items():
             if number is not None and number < 1:
                 raise SettingError(f"expected {option} of 1 or more, got {number}")
-        if self.mem is not None and not re.fullmatch(r"[1-9]\d{0,8}[KMGT]?", self.mem):
+        if self.mem is not None and not re.fullmatch(r"[1-9][0-9]{0,8}[KMGT]?", self.mem):
             raise SettingError(f"expected --mem such as 32G or 500M, got {self.mem!r}")
         parse_time(self.time)
         parse_other(self.other)

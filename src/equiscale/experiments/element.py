@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from submitit.helpers import DelayedSubmission
 
-STOPPED: Final = 130
+STOPPED: Final = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 """How a command ends that was told to stop, and has written its checkpoints."""
 
 # Slurm tells all processes of a task that its time is nearly over; only the element is to act on it. An
@@ -101,15 +101,14 @@ class Element:
         code = 128 - code if code < 0 else code  # as a shell counts
         replace(self._state, exit_code=code).write(self.folder)
         # Of many tasks, the first speaks for all; Slurm would take another's word for a failure.
-        return 0 if code == STOPPED and self._state.task else code
+        return 0 if code in STOPPED and self._state.task else code
 
     def checkpoint(self) -> "DelayedSubmission":
         """Stop the command, wait until it has left, and ask for the same again; submitit calls it."""
         from submitit.helpers import DelayedSubmission
 
         if self._state is not None:
-            _stop(self._state.pid)
-            replace(self._state, exit_code=STOPPED).write(self.folder)
+            replace(self._state, exit_code=_stop(self._state.pid)).write(self.folder)
         return DelayedSubmission(Element(self.command, self.folder))
 
 
@@ -120,15 +119,18 @@ def _started(variables: "Mapping[str, str]", folder: Path, pid: int) -> ElementS
     return ElementState(element, task, host=socket.gethostname(), pid=pid, starts=starts)
 
 
-def _stop(pid: int) -> None:
-    """Ask a child to leave, and wait until it has.
+def _stop(pid: int) -> int | None:
+    """Ask a child to leave, and wait until it has; None if it had left before.
 
     It stays to be waited for: this runs in a signal's handler, and what the signal interrupted is a wait for
     the same child, which holds its lock.
     """
     with suppress(ProcessLookupError, ChildProcessError):
         os.kill(pid, signal.SIGTERM)
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        if ended is not None:
+            return ended.si_status if ended.si_code == os.CLD_EXITED else 128 + ended.si_status
+    return None
 
 
 def element_name(variables: "Mapping[str, str]") -> str:
