@@ -5,12 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 RESULTS := runs
 SUITE := digits-scale
+RUNS := 4000
+MINUTES := 15
 TORCH := $(shell grep '^torch==' constraints.txt)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES := src tests benchmarks examples tools docs/conf.py docs/generate.py docs/figures
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev reproduce test docs figures check lint types format readme clean
+.PHONY: help install install-dev reproduce test fuzz audit docs figures check lint types format readme clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,6 +41,15 @@ reproduce: $(VENV)/installed ## Prepare data, train, show the table, write the r
 
 test: $(VENV)/installed-dev ## Run all tests and doctests
 	@$(BIN)/pytest --numprocesses auto --dist loadfile --quiet
+
+fuzz: $(VENV)/installed-dev ## Let a fuzzer that watches coverage try every parser (RUNS inputs each, MINUTES in all)
+	@$(PIP) --group fuzz
+	@$(BIN)/python -m tests.fuzz.long --runs $(RUNS) --minutes $(MINUTES)
+
+audit: $(VENV)/installed-dev ## Compare the pinned versions with the published advisories (needs the network)
+	@$(PIP) --group audit
+	@$(BIN)/pip-audit --strict --disable-pip --no-deps --progress-spinner off --requirement constraints.txt || \
+	  { echo "Not clean: a version has an advisory, or the advisories of PyPI could not be reached; see above."; exit 1; }
 
 lint: $(VENV)/installed-dev ## Check format and style
 	@$(BIN)/ruff format --check --quiet $(SOURCES)

@@ -2,6 +2,7 @@
 
 import math
 import tokenize
+import warnings
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ _DAMAGES: Final = (
     MemoryError,
     OverflowError,
     EOFError,
+    UserWarning,
     tokenize.TokenError,
 )
 
@@ -50,7 +52,8 @@ def map_array(path: Path) -> NDArray[Any]:
 
 
 def _read_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    with open(path, "rb") as stream:
+    with open(path, "rb") as stream, warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # of headers by a Python of long ago
         try:
             major, _ = np.lib.format.read_magic(stream)
             read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0

@@ -1,6 +1,7 @@
 """The pictures beside a record: samples, filters and features, read with every size checked."""
 
 import math
+import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -82,6 +83,7 @@ _DAMAGE = (
     TypeError,
     AttributeError,
     MemoryError,
+    UserWarning,
 )
 
 
@@ -94,7 +96,9 @@ def read_inspection(path: Path) -> Inspection:
     try:
         if path.exists() and not path.is_file():
             raise OSError("no ordinary file")
-        arrays = _load(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # of headers by a Python of long ago
+            arrays = _load(path)
     except _DAMAGE as error:
         raise RecordError(f"expected the pictures of a run in {path}, got: {error}") from error
     samples = _samples(arrays)
