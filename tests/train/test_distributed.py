@@ -20,8 +20,8 @@ from equiscale.nn import ImageBatchNorm2d, LiftConv2d, ScaleBatchNorm2d, ScalePr
 from equiscale.scales import ScaleGrid
 from equiscale.train import Checkpoint, OptimizerSettings, Splits, TrainConfig, TrainState, evaluate, fit
 from equiscale.train.config import Numerics
-from equiscale.train.distributed import LostProcessError, Processes, is_launched, processes
-from equiscale.train.group import ALONE, Group
+from equiscale.train.distributed import LostProcessError, Processes, processes
+from equiscale.train.group import ALONE, Group, is_launched
 from tests.processes import together
 
 CONFIG = TrainConfig(
@@ -43,19 +43,22 @@ CLOSE = {"rtol": 1e-10, "atol": 1e-12}
 
 
 class Network(nn.Module):
-    """Norms of images, scale maps and features, and a weight that no output depends on."""
+    """Norms of images, scale maps and features, and a weight that no output depends on.
+
+    No biases before norms: their gradients are rounding alone, of which Adam makes whole steps.
+    """
 
     def __init__(self, *, dropout: float = 0.0, unused: bool = True) -> None:
         super().__init__()
         grid = ScaleGrid([1.0, 2.0])
         self.layers = nn.Sequential(
             *(
-                LiftConv2d(2, 3, kernel_size=5, grid=grid),
+                LiftConv2d(2, 3, kernel_size=5, grid=grid, bias=False),
                 ScaleBatchNorm2d(3),
                 nn.ReLU(),
                 ScaleProjection(),
             ),
-            *(ImageBatchNorm2d(3), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 6)),
+            *(ImageBatchNorm2d(3), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 6, bias=False)),
             *(nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(dropout), nn.Linear(6, 3)),
         )
         if unused:

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -337,7 +337,9 @@ class _Run:
                 lambda images, drawn: apply_crop_flip_cutout(
                     images, drawn, pad=pad, crop=side, cutout=cutout, **self._normalisation()
                 ),
-                partial(draw_crop_flip_cutout, pad=pad, crop=side),
+                lambda shape, generator: draw_crop_flip_cutout(
+                    shape, pad=pad, crop=side, generator=generator
+                ),
             ),
         }[self.settings.augment]
 

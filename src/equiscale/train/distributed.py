@@ -9,7 +9,8 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import Protocol, runtime_checkable
+from inspect import signature
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -47,19 +48,14 @@ class SharedBatches(Protocol):
         ...
 
 
-def is_launched() -> bool:
-    """Whether this process was started as one of several, by torchrun or as it does.
-
-    Example:
-        >>> is_launched()
-        False
-    """
-    return all(name in os.environ for name in ("RANK", "WORLD_SIZE"))
-
-
 def local_rank() -> int:
     """The number of this process on its machine."""
     return _whole("LOCAL_RANK")
+
+
+def local_size() -> int:
+    """How many of the processes are on this machine; all, where nobody says."""
+    return _whole("LOCAL_WORLD_SIZE" if "LOCAL_WORLD_SIZE" in os.environ else "WORLD_SIZE")
 
 
 @contextmanager
@@ -217,6 +213,10 @@ class Processes:
             dist.all_reduce(values)
         return values
 
+    def description(self) -> dict[str, str]:
+        """How many processes."""
+        return {"processes": str(self.size)}
+
     def dropout_stream(self, steps: int) -> str:
         """The name of this process' random numbers of an epoch that goes on after so many steps.
 
@@ -291,9 +291,10 @@ class SharedGradients:
 
 
 def _parallel(model: nn.Module, image: Tensor) -> DistributedDataParallel:
-    return DistributedDataParallel(
-        model, broadcast_buffers=False, find_unused_parameters=_has_unused(model, image)
-    )
+    # Statistics are shared already; the setting has another name in newer versions, which warn of the old.
+    newer = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+    setting: dict[str, Any] = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
+    return DistributedDataParallel(model, find_unused_parameters=_has_unused(model, image), **setting)
 
 
 def _has_unused(model: nn.Module, image: Tensor) -> bool:

@@ -1,5 +1,6 @@
 """Who computes a training: one process alone, or several that share out every batch."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final, Protocol
@@ -9,6 +10,16 @@ from torch import Tensor, nn
 
 from equiscale.train.config import TrainConfig
 from equiscale.train.step import Gradients, gradients_of
+
+
+def is_launched() -> bool:
+    """Whether this process was started as one of several, by torchrun or as it does.
+
+    Example:
+        >>> is_launched()
+        False
+    """
+    return all(name in os.environ for name in ("RANK", "WORLD_SIZE"))
 
 
 class Batches(Protocol):
@@ -61,6 +72,10 @@ class Group(Protocol):
         """The same question, to which all processes get one answer."""
         ...
 
+    def description(self) -> dict[str, str]:
+        """What a record says of the processes."""
+        ...
+
     def dropout_stream(self, steps: int) -> str:
         """The name of this process' random numbers of an epoch that goes on after so many steps."""
         ...
@@ -102,6 +117,10 @@ class Alone:
     def agreed(self, should_stop: Callable[[], bool] | None) -> Callable[[], bool] | None:
         """The question."""
         return should_stop
+
+    def description(self) -> dict[str, str]:
+        """Nothing."""
+        return {}
 
     def dropout_stream(self, steps: int) -> str:
         """The stream's name."""
