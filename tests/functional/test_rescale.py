@@ -181,7 +181,7 @@ def test_refuses_factors_that_do_not_fit(x_shape: tuple[int, ...], factor_shape:
 def test_refuses_what_is_no_image() -> None:
     with pytest.raises(ShapeError, match=r"at least two axes \(\.\.\., H, W\), got shape \(5,\)"):
         rescale(torch.zeros(5), 1.0)
-    with pytest.raises(SettingError, match=r"floating-point images, got torch.uint8; convert them"):
+    with pytest.raises(SettingError, match=r"floating-point numbers, got torch.uint8; convert them"):
         rescale(torch.zeros(4, 4, dtype=torch.uint8), 1.0)
     with pytest.raises(SettingError, match=r"expected a method of \['bicubic', 'bilinear'\], got 'cubic'"):
         rescale(torch.zeros(4, 4), 1.0, method="cubic")  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from equiscale.basis.sampling import DegeneratePolicy, Samples, check_family, check_positive
+from equiscale.basis.sampling import DegeneratePolicy, Samples, check_family, check_positive, is_whole
 from equiscale.basis.separable import SeparableFamily
 from equiscale.errors import BasisError
 from equiscale.scales import ScaleGrid
@@ -66,7 +66,7 @@ class BSplineBasis(SeparableFamily):
 
     def __post_init__(self) -> None:
         check_family(self.effective_size, self.degenerate)
-        if not 0 <= self.degree <= 9:
+        if not (is_whole(self.degree, 0) and self.degree <= 9):
             raise BasisError(f"expected a degree of 0 to 9, got {self.degree}")
         check_positive("spread", self.spread)
 

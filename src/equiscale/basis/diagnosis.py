@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from equiscale._typing import BasisTensor
+from equiscale.errors import BasisError
 from equiscale.scales import ScaleGrid
 
 # float32 keeps about seven digits: beyond this condition number two filters that differ in
@@ -28,7 +28,7 @@ class ScaleDiagnosis:
         return self.rank < self.num_functions
 
 
-def diagnose(basis: BasisTensor, grid: ScaleGrid) -> list[ScaleDiagnosis]:
+def diagnose(basis: torch.Tensor, grid: ScaleGrid) -> list[ScaleDiagnosis]:
     """Rank and condition number on every scale.
 
     With :math:`A_s` the matrix of the functions on scale s, each normalised to unit length, the
@@ -47,13 +47,29 @@ def diagnose(basis: BasisTensor, grid: ScaleGrid) -> list[ScaleDiagnosis]:
     Returns:
         One `ScaleDiagnosis` for each scale, smallest first.
 
+    Raises:
+        BasisError: If these are no functions sampled on the grid.
+
     Example:
         >>> from equiscale import HermiteBasis, ScaleGrid
         >>> grid = ScaleGrid([1.0, 2.0])
         >>> [d.rank for d in diagnose(HermiteBasis(3).sample(9, grid), grid)]
         [9, 9]
     """
+    check_sampled("diagnose", basis, grid)
+    if basis.ndim != 4 or basis.shape[1] != len(grid) or 0 in basis.shape:
+        raise BasisError(f"expected a basis (F, {len(grid)}, K, K) on {grid}, got {tuple(basis.shape)}")
+    basis = basis.detach()
     return [_diagnose_scale(basis[:, index], scale) for index, scale in enumerate(grid)]
+
+
+def check_sampled(name: str, basis: object, grid: object) -> None:
+    """Raise a BasisError unless these are sampled functions, floating-point numbers, and a grid."""
+    if not isinstance(basis, torch.Tensor) or not basis.is_floating_point():
+        got = basis.dtype if isinstance(basis, torch.Tensor) else type(basis).__name__
+        raise BasisError(f"{name}: expected a tensor of floating-point numbers, got {got}")
+    if not isinstance(grid, ScaleGrid):
+        raise BasisError(f"{name}: expected a ScaleGrid, got {grid!r}; write ScaleGrid([...])")
 
 
 def _diagnose_scale(functions: torch.Tensor, scale: float) -> ScaleDiagnosis:

@@ -14,8 +14,9 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from equiscale._typing import BasisTensor
-from equiscale.basis.diagnosis import MAX_CONDITION, diagnose
+from equiscale.basis.diagnosis import MAX_CONDITION, check_sampled, diagnose
 from equiscale.basis.hermite import DegeneratePolicy, HermiteBasis
+from equiscale.basis.sampling import check_place, is_number, is_whole
 from equiscale.basis.separable import dependent, products, report_dependent, sample_nd
 from equiscale.errors import BasisError
 from equiscale.scales import ScaleGrid
@@ -106,17 +107,16 @@ class DiscoBasis:
     degenerate: DegeneratePolicy = "error"
 
     def __post_init__(self) -> None:
-        if self.effective_size < 1 or self.effective_size % 2 == 0:
+        if not is_whole(self.effective_size) or self.effective_size % 2 == 0:
             raise BasisError(
-                f"expected an odd effective_size, got {self.effective_size}; "
+                f"expected an odd effective_size, got {self.effective_size!r}; "
                 "the pixels of an even filter have no common centre"
             )
         if self.kind not in ("A", "B", "pixel"):
             raise BasisError(f"expected kind 'A', 'B' or 'pixel', got {self.kind!r}")
-        if self.sigma is not None and not 0 < self.sigma < math.inf:
-            raise BasisError(f"expected a positive sigma or None, got {self.sigma}")
-        if not 0 <= self.correlation < 1:
-            raise BasisError(f"expected a correlation of at least 0 and below 1, got {self.correlation}")
+        if self.sigma is not None and not (is_number(self.sigma) and 0 < self.sigma < math.inf):
+            raise BasisError(f"expected a positive sigma or None, got {self.sigma!r}")
+        _check_correlation(self.correlation)
         self._hermite()  # checks what it shares with this basis
 
     @property
@@ -126,6 +126,7 @@ class DiscoBasis:
 
     def sample(self, kernel_size: int, grid: ScaleGrid) -> BasisTensor:
         """The functions on the pixel grid, norm one on the smallest scale, float64 ``(F, S, K, K)``."""
+        check_place(kernel_size, grid)
         ratios = _ratios(grid)
         self._check_kernel(kernel_size, ratios, grid)
         pixels = torch.tensor(_fit(self.effective_size, kernel_size, ratios, self.correlation))
@@ -138,6 +139,7 @@ class DiscoBasis:
         """The functions of so many dimensions, norm one on the smallest scale, ``(F, S, K, …, K)``."""
         if ndim == 2:
             return self.sample(kernel_size, grid)
+        check_place(kernel_size, grid)
         ratios = _ratios(grid)
         self._check_kernel(kernel_size, ratios, grid)
         pixels = torch.tensor(_fit(self.effective_size, kernel_size, ratios, self.correlation, ndim))
@@ -164,10 +166,6 @@ class DiscoBasis:
         return sample_nd(family, self.effective_size, ScaleGrid([sigma]), ndim=ndim).flatten(1)
 
     def _check_kernel(self, kernel_size: int, ratios: Sequence[float], grid: ScaleGrid) -> None:
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise BasisError(
-                f"expected an odd kernel_size, got {kernel_size}; a centred filter needs a central pixel"
-            )
         needed = 2 * _reach(self.effective_size, ratios[-1]) + 1
         if kernel_size < needed:
             raise BasisError(
@@ -190,7 +188,7 @@ class DiscoBasis:
 
 
 def rescaling_error(
-    basis: BasisTensor, grid: ScaleGrid, *, correlation: float = _NATURAL
+    basis: torch.Tensor, grid: ScaleGrid, *, correlation: float = _NATURAL
 ) -> Float[torch.Tensor, "S S"]:
     r"""How far a sampled basis is from commuting with rescaling, between every two scales.
 
@@ -231,13 +229,16 @@ def rescaling_error(
         >>> float(rescaling_error(DiscoBasis(3).sample(5, grid), grid)[0, 1]) < 1e-6
         True
     """
+    check_sampled("rescaling_error", basis, grid)
     if basis.ndim != 4 or basis.shape[1] != len(grid) or basis.shape[-1] % 2 == 0:
         raise BasisError(
             f"expected a basis (F, {len(grid)}, K, K) with odd K on {grid}, got {tuple(basis.shape)}"
         )
-    if not 0 <= correlation < 1:
-        raise BasisError(f"expected a correlation of at least 0 and below 1, got {correlation}")
-    functions, errors = basis.double().cpu().numpy(), torch.zeros(len(grid), len(grid), dtype=torch.float64)
+    _check_correlation(correlation)
+    functions, errors = (
+        basis.detach().double().cpu().numpy(),
+        torch.zeros(len(grid), len(grid), dtype=torch.float64),
+    )
     for s, t in itertools.combinations(range(len(grid)), 2):
         moments = _moments(basis.shape[-1], grid[t] / grid[s], correlation)
         errors[s, t] = _relative_error(moments, functions[:, s], functions[:, t])
@@ -245,6 +246,11 @@ def rescaling_error(
 
 
 # --- the fit ---
+
+
+def _check_correlation(correlation: float) -> None:
+    if not (is_number(correlation) and 0 <= correlation < 1):
+        raise BasisError(f"expected a correlation of at least 0 and below 1, got {correlation!r}")
 
 
 def _ratios(grid: ScaleGrid) -> tuple[float, ...]:

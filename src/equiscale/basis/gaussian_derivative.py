@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.polynomial import hermite_e
 
-from equiscale.basis.sampling import DegeneratePolicy, Samples, check_family, check_positive
+from equiscale.basis.sampling import DegeneratePolicy, Samples, check_family, check_positive, is_whole
 from equiscale.basis.separable import SeparableFamily
 from equiscale.errors import BasisError
 from equiscale.scales import ScaleGrid
@@ -68,7 +68,7 @@ class GaussianDerivativeBasis(SeparableFamily):
 
     def __post_init__(self) -> None:
         check_family(self.effective_size, self.degenerate)
-        if self.max_order is not None and self.max_order < 0:
+        if self.max_order is not None and not is_whole(self.max_order, 0):
             raise BasisError(f"expected max_order of at least 0 or None, got {self.max_order}")
         if self.radius is not None:
             check_positive("radius", self.radius)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.polynomial import hermite_e
 
 from equiscale.basis.sampling import DegeneratePolicy as DegeneratePolicy
-from equiscale.basis.sampling import Samples, check_family
+from equiscale.basis.sampling import Samples, check_family, is_number, is_whole
 from equiscale.basis.separable import SeparableFamily
 from equiscale.errors import BasisError
 from equiscale.scales import ScaleGrid
@@ -71,9 +71,9 @@ class HermiteBasis(SeparableFamily):
         check_family(self.effective_size, self.degenerate)
         if self.kind not in ("A", "B"):
             raise BasisError(f"expected kind 'A' or 'B', got {self.kind!r}")
-        if self.max_order < 0:
-            raise BasisError(f"expected max_order of at least 0, got {self.max_order}")
-        if not 1 < self.mult < math.inf:
+        if not is_whole(self.max_order, 0):
+            raise BasisError(f"expected max_order of at least 0, got {self.max_order!r}")
+        if not (is_number(self.mult) and 1 < self.mult < math.inf):
             raise BasisError(f"expected mult larger than 1, got {self.mult}; internal scales are s / mult**i")
 
     def _values(self, x: Samples, scale: float, kernel_size: int, grid: ScaleGrid) -> Samples:

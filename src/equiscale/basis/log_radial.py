@@ -8,7 +8,14 @@ from typing import ClassVar, Final
 
 import numpy as np
 
-from equiscale.basis.sampling import DegeneratePolicy, SampledFamily, Samples, check_family, check_positive
+from equiscale.basis.sampling import (
+    DegeneratePolicy,
+    SampledFamily,
+    Samples,
+    check_family,
+    check_positive,
+    is_whole,
+)
 from equiscale.errors import BasisError
 from equiscale.scales import ScaleGrid
 
@@ -75,7 +82,7 @@ class LogRadialBasis(SampledFamily):
 
     def __post_init__(self) -> None:
         check_family(self.effective_size, self.degenerate)
-        if self.rotations is not None and self.rotations < 1:
+        if self.rotations is not None and not is_whole(self.rotations):
             raise BasisError(f"expected at least 1 rotation, got {self.rotations}")
         if self.angular_width is not None:
             check_positive("angular_width", self.angular_width)

@@ -127,6 +127,6 @@ def basis_entry(name: str) -> BasisEntry:
         >>> basis_entry("fourier-bessel").citation.year
         2022
     """
-    if name not in _REGISTRY:
+    if name not in list_bases():
         raise BasisError(f"expected a basis of {', '.join(list_bases())}, got {name!r}")
     return _REGISTRY[name]

@@ -4,7 +4,7 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from functools import lru_cache
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal, TypeGuard, get_args
 
 import numpy as np
 import torch
@@ -33,18 +33,39 @@ def published_window(kernel_size: int, scale: float, largest: float) -> int:
     return int(kernel_size * scale / largest) // 2 * 2 + 1
 
 
+def is_whole(value: object, least: int = 1) -> TypeGuard[int]:
+    """Whether a setting is a whole number from ``least`` to 2³¹ − 1; True and False are none."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return whole and least <= value < 2**31  # type: ignore[operator]
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a setting is a number, be it finite or not; True and False are none."""
+    return isinstance(value, float | int | np.floating | np.integer) and not isinstance(value, bool)
+
+
 def check_family(effective_size: int, degenerate: str) -> None:
     """Raise a BasisError unless both are legal."""
-    if effective_size < 1:
-        raise BasisError(f"expected effective_size of at least 1, got {effective_size}")
+    if not is_whole(effective_size):
+        raise BasisError(f"expected effective_size of at least 1, got {effective_size!r}")
     if degenerate not in get_args(DegeneratePolicy):
         raise BasisError(f"expected degenerate 'error', 'warn' or 'allow', got {degenerate!r}")
 
 
 def check_positive(name: str, value: float) -> None:
     """Raise a BasisError unless the value is a positive finite number."""
-    if not 0 < value < math.inf:
-        raise BasisError(f"expected a positive finite {name}, got {value}")
+    if not (is_number(value) and 0 < value < math.inf):
+        raise BasisError(f"expected a positive finite {name}, got {value!r}")
+
+
+def check_place(kernel_size: int, grid: ScaleGrid) -> None:
+    """Raise a BasisError unless functions can be sampled there: on odd pixels, and on a grid of scales."""
+    if not is_whole(kernel_size) or kernel_size % 2 == 0:
+        raise BasisError(
+            f"expected an odd kernel_size, got {kernel_size!r}; a centred filter needs a central pixel"
+        )
+    if not isinstance(grid, ScaleGrid):
+        raise BasisError(f"expected a ScaleGrid, got {grid!r}; write ScaleGrid([...])")
 
 
 class SampledFamily(ABC):
@@ -69,10 +90,7 @@ class SampledFamily(ABC):
 
     def sample(self, kernel_size: int, grid: ScaleGrid) -> BasisTensor:
         """The functions on the pixel grid, normalised on the smallest scale, float64 ``(F, S, K, K)``."""
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise BasisError(
-                f"expected an odd kernel_size, got {kernel_size}; a centred filter needs a central pixel"
-            )
+        check_place(kernel_size, grid)
         basis, complaint = _sampled(self, kernel_size, grid)
         if complaint is not None:
             if self.degenerate == "error":

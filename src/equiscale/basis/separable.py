@@ -11,7 +11,7 @@ import torch
 
 from equiscale.basis.diagnosis import MAX_CONDITION, ScaleDiagnosis
 from equiscale.basis.protocol import SteerableBasis
-from equiscale.basis.sampling import DegeneratePolicy, SampledFamily, Samples
+from equiscale.basis.sampling import DegeneratePolicy, SampledFamily, Samples, check_place, is_whole
 from equiscale.errors import BasisError
 from equiscale.scales import ScaleGrid
 
@@ -61,8 +61,10 @@ def sample_nd(basis: SteerableBasis, kernel_size: int, grid: ScaleGrid, *, ndim:
         >>> sample_nd(HermiteBasis(3), 7, ScaleGrid([1.0, 1.5]), ndim=3).shape
         torch.Size([27, 2, 7, 7, 7])
     """
-    if ndim < 1:
-        raise BasisError(f"expected at least 1 dimension, got {ndim}")
+    if not isinstance(basis, SteerableBasis):
+        raise BasisError(f"expected a basis with num_functions and sample, got {basis!r}")
+    if not is_whole(ndim):
+        raise BasisError(f"expected at least 1 dimension, got {ndim!r}")
     if ndim == 2:
         sampled = basis.sample(kernel_size, grid)
     elif isinstance(basis, SeparableBasis):
@@ -98,10 +100,7 @@ class SeparableFamily(SampledFamily):
         """The functions of so many dimensions, normalised on the smallest scale, ``(F, S, K, …, K)``."""
         if ndim == 2:
             return self.sample(kernel_size, grid)
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise BasisError(
-                f"expected an odd kernel_size, got {kernel_size}; a centred filter needs a central pixel"
-            )
+        check_place(kernel_size, grid)
         basis, complaint = _sampled(self, kernel_size, grid, ndim)
         report_dependent(complaint, self.degenerate)
         return basis.clone()

@@ -14,7 +14,8 @@ from equiscale.errors import SettingError, ShapeError
 from equiscale.functional.algorithms.convolution import Convolution
 from equiscale.functional.algorithms.planner import compute
 from equiscale.functional.blockwise import is_eager
-from equiscale.functional.geometry import ConvGeometry
+from equiscale.functional.checks import check_operands, is_list, is_odd, is_whole, shown
+from equiscale.functional.geometry import ConvGeometry, check_geometry
 from equiscale.functional.memory_order import empty_in_order_of
 
 _DEFAULT = ConvGeometry()
@@ -169,10 +170,11 @@ def checked_windows(name: str, windows: Sequence[int] | None, basis: BasisTensor
     num_scales, kernel_size = basis.shape[1:3]
     if windows is None:
         return [kernel_size] * num_scales
-    if len(windows) != num_scales or not all(0 < w <= kernel_size and w % 2 for w in windows):
+    legal = is_list(windows) and all(is_odd(window) and window <= kernel_size for window in windows)
+    if not legal or len(windows) != num_scales:
         raise ShapeError(
             f"{name}: expected {num_scales} odd windows of at most {kernel_size} pixels, one for each scale, "
-            f"got {list(windows)}; support_windows(basis) finds them"
+            f"got {shown(windows)}; support_windows(basis) finds them"
         )
     return windows
 
@@ -206,6 +208,8 @@ def checked(name: str, operands: Convolution) -> Convolution:
     """
     x, weight, basis, geometry = operands.x, operands.weight, operands.basis, operands.geometry
     lifts = name == "lift_conv2d"
+    check_operands(name, x, weight, basis, operands.bias)
+    check_geometry(name, geometry)
     _check_operands(name, weight, basis, operands.bias, ndim=3 if lifts else 4)
     _check_input(name, x, weight, basis, geometry, layout="B C H W" if lifts else "B C S H W")
     windows = tuple(checked_windows(name, operands.windows, basis))
@@ -218,9 +222,10 @@ def checked(name: str, operands: Convolution) -> Convolution:
 
 def _check_pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, groups: int) -> None:
     name = "pointwise_scale_conv2d"
-    if stride < 1 or groups < 1:
+    check_operands(name, x, weight, bias)
+    if not (is_whole(stride) and is_whole(groups)):
         raise SettingError(f"{name}: expected stride and groups of at least 1, got {stride} and {groups}")
-    if weight.shape[2:] != (1, 1) or weight.shape[0] % groups:
+    if weight.ndim != 4 or weight.shape[2:] != (1, 1) or weight.shape[0] % groups:
         raise ShapeError(
             f"{name}: expected weights (C', C / groups, 1, 1) with C' divisible by {groups} groups, "
             f"got {tuple(weight.shape)}"

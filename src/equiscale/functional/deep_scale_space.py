@@ -11,8 +11,16 @@ from torch.nn.functional import conv1d, conv2d, pad
 
 from equiscale._typing import PaddingMode, ScaleMap
 from equiscale.errors import SettingError, ShapeError
+from equiscale.functional.checks import (
+    check_filled,
+    check_operands,
+    check_tensor,
+    is_list,
+    is_number,
+    is_whole,
+)
 from equiscale.functional.conv import pointwise_scale_conv2d
-from equiscale.functional.geometry import ConvGeometry
+from equiscale.functional.geometry import ConvGeometry, check_geometry
 
 # Standard deviations after which the published kernels are cut.
 _CUT = 4
@@ -57,12 +65,12 @@ def discrete_gaussian(variance: float, radius: int | None = None) -> Float[Tenso
         >>> discrete_gaussian(0.5, 1).tolist()
         [0.16..., 0.67..., 0.16...]
     """
-    if not 0 <= variance < math.inf:
-        raise SettingError(f"expected a finite variance of at least 0, got {variance}")
+    if not (is_number(variance) and 0 <= variance < math.inf):
+        raise SettingError(f"expected a finite variance of at least 0, got {variance!r}")
     if radius is None:
         radius = _CUT * math.ceil(math.sqrt(variance))
-    if radius < 0:
-        raise SettingError(f"expected a radius of at least 0 pixels, got {radius}")
+    if not is_whole(radius, 0):
+        raise SettingError(f"expected a radius of at least 0 pixels, got {radius!r}")
     relative = list(accumulate(_bessel_ratios(variance, radius), float.__mul__, initial=1.0))  # I_n / I_0
     half = torch.tensor(relative, dtype=torch.float64)
     kernel = torch.cat([half[1:].flip(0), half])
@@ -104,12 +112,17 @@ def scale_space_lift2d(
     """
     name = "scale_space_lift2d"
     ConvGeometry(padding_mode=padding_mode)
+    if not is_list(kernels):
+        raise ShapeError(f"{name}: expected a list of kernels (2r + 1,), got {kernels!r}")
+    check_filled(name, x)
     if x.ndim != 4:
         raise ShapeError(f"{name}: expected an image (B, C, H, W), got {tuple(x.shape)}")
     for kernel in kernels:
+        check_tensor(name, kernel)
         if kernel.ndim != 1 or len(kernel) % 2 == 0:
             raise ShapeError(f"{name}: expected kernels (2r + 1,), got {tuple(kernel.shape)}")
         _check_border(name, x, len(kernel) // 2, padding_mode)
+    check_operands(name, x, *kernels)
     return torch.stack([x, *(_blur(x, kernel, padding_mode) for kernel in kernels)], dim=2)
 
 
@@ -176,7 +189,7 @@ def scale_space_conv2d(
 
 def check_base(base: int) -> None:
     """Raise a SettingError unless dilations by powers of the base are whole numbers."""
-    if not isinstance(base, int) or base < 2:
+    if not is_whole(base, 2):
         raise SettingError(f"expected a whole number of at least 2 as base, got {base!r}; pixels are whole")
 
 
@@ -221,6 +234,8 @@ def _padded(x: Tensor, border: list[int], padding_mode: PaddingMode) -> Tensor:
 def _check_operands(
     name: str, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry
 ) -> None:
+    check_operands(name, x, weight, bias)
+    check_geometry(name, geometry)
     if weight.ndim != 5 or weight.shape[3] != weight.shape[4] or weight.shape[3] % 2 == 0:
         raise ShapeError(f"{name}: expected weights (C', C, N, K, K) with odd K, got {tuple(weight.shape)}")
     check_padding(geometry, weight.shape[-1])

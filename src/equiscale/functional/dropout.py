@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from equiscale._typing import ScaleMap
-from equiscale.errors import SettingError
 from equiscale.functional.blockwise import applied, blocks, buffers, by_blocks, shaped
+from equiscale.functional.checks import check_probability, check_tensor
 from equiscale.functional.memory_order import in_order_of
 from equiscale.functional.project import check_scale_map
 
@@ -101,7 +101,8 @@ def value_dropout(
         >>> value_dropout(torch.ones(2, 3), 0.5, training=False).sum().item()
         6.0
     """
-    _check_probability("value_dropout", p)
+    check_tensor("value_dropout", x)
+    check_probability("value_dropout: ", p)
     if not (training and p > 0):
         return x
     if not by_blocks(x):
@@ -153,13 +154,8 @@ class _Masked(torch.autograd.Function):
 
 def _active(name: str, x: Tensor, p: float, training: bool) -> bool:
     check_scale_map(name, x)
-    _check_probability(name, p)
+    check_probability(f"{name}: ", p)
     return training and p > 0
-
-
-def _check_probability(name: str, p: float) -> None:
-    if not 0 <= p < 1:
-        raise SettingError(f"{name}: expected a probability p with 0 <= p < 1, got {p}")
 
 
 def _drop(x: Tensor, p: float, *, axes: tuple[int, int], generator: torch.Generator | None) -> ScaleMap:

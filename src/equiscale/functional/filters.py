@@ -2,11 +2,11 @@
 
 import torch
 
-from equiscale._typing import BasisTensor
 from equiscale.errors import ShapeError
+from equiscale.functional.checks import check_filled, check_operands
 
 
-def synthesize_filters(weight: torch.Tensor, basis: BasisTensor) -> torch.Tensor:
+def synthesize_filters(weight: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
     r"""Steerable filters: linear combinations of the basis functions on every scale.
 
     .. math:: \kappa_{\dots s}(y, x) = \sum_f w_{\dots f} \, \psi_{f s}(y, x)
@@ -31,7 +31,10 @@ def synthesize_filters(weight: torch.Tensor, basis: BasisTensor) -> torch.Tensor
         >>> synthesize_filters(torch.ones(4, 3, 2), torch.ones(2, 5, 7, 7)).shape
         torch.Size([4, 3, 5, 7, 7])
     """
-    if weight.shape[-1] != basis.shape[0]:
+    check_operands("synthesize_filters", weight, basis)
+    if basis.ndim < 2:
+        raise ShapeError(f"expected a basis (F, S, K, K), got {tuple(basis.shape)}")
+    if weight.ndim < 1 or weight.shape[-1] != basis.shape[0]:
         raise ShapeError(
             f"expected weights (..., F) for a basis of F={basis.shape[0]} functions, "
             f"got {tuple(weight.shape)}"
@@ -39,7 +42,7 @@ def synthesize_filters(weight: torch.Tensor, basis: BasisTensor) -> torch.Tensor
     return (weight @ basis.flatten(1)).view(*weight.shape[:-1], *basis.shape[1:])  # (..., S, K, K)
 
 
-def support_windows(basis: BasisTensor) -> tuple[int, ...]:
+def support_windows(basis: torch.Tensor) -> tuple[int, ...]:
     """The side of the smallest centred window that holds all functions, for every scale.
 
     Shapes:
@@ -51,6 +54,10 @@ def support_windows(basis: BasisTensor) -> tuple[int, ...]:
     Returns:
         The sides in pixels; 1 where all functions vanish.
 
+    Raises:
+        SettingError: If the basis is no tensor of floating-point numbers.
+        ShapeError: If it has other axes, or an even side.
+
     Example:
         >>> basis = torch.zeros(1, 2, 5, 5)
         >>> basis[:, 0, 2, 2] = 1.0
@@ -58,6 +65,9 @@ def support_windows(basis: BasisTensor) -> tuple[int, ...]:
         >>> support_windows(basis)
         (1, 5)
     """
+    check_filled("support_windows", basis)
+    if basis.ndim != 4 or basis.shape[-1] % 2 == 0:
+        raise ShapeError(f"expected a basis (F, S, K, K) with odd K, got {tuple(basis.shape)}")
     center = basis.shape[-1] // 2
     return tuple(2 * _reach(occupied, center) + 1 for occupied in (basis != 0).any(0))
 

@@ -5,6 +5,7 @@ from typing import Literal, TypedDict, get_args
 
 from equiscale._typing import FusedProjection, PaddingMode, ScalePadding
 from equiscale.errors import SettingError
+from equiscale.functional.checks import is_whole
 
 
 class GeometryOptions(TypedDict, total=False):
@@ -52,15 +53,15 @@ class ConvGeometry:
     pooling: int = 1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.stride, int) or self.stride < 1:
+        if not is_whole(self.stride):
             raise SettingError(
-                f"expected a stride of at least 1, one number for both axes, got {self.stride}"
+                f"expected a stride of at least 1, one number for both axes, got {self.stride!r}"
             )
-        if not isinstance(self.pooling, int) or self.pooling < 1:
-            raise SettingError(f"expected pooling windows of at least 1 pixel, got {self.pooling}")
-        if self.groups < 1:
-            raise SettingError(f"expected at least 1 group, got {self.groups}")
-        if self.padding != "same" and not (isinstance(self.padding, int) and self.padding >= 0):
+        if not is_whole(self.pooling):
+            raise SettingError(f"expected pooling windows of at least 1 pixel, got {self.pooling!r}")
+        if not is_whole(self.groups):
+            raise SettingError(f"expected at least 1 group, got {self.groups!r}")
+        if self.padding != "same" and not is_whole(self.padding, 0):
             raise SettingError(f"expected a padding of at least 0 or 'same', got {self.padding!r}")
         _check_choice("padding_mode", self.padding_mode, get_args(PaddingMode))
         _check_choice("scale_padding", self.scale_padding, get_args(ScalePadding))
@@ -80,6 +81,14 @@ class ConvGeometry:
     def __str__(self) -> str:
         changed = [field for field in fields(self) if getattr(self, field.name) != field.default]
         return ", ".join(f"{field.name}={getattr(self, field.name)}" for field in changed)
+
+
+def check_geometry(name: str, geometry: object) -> None:
+    """Raise a SettingError for what is no geometry."""
+    if not isinstance(geometry, ConvGeometry):
+        raise SettingError(
+            f"{name}: expected a ConvGeometry, got {geometry!r}; write geometry=ConvGeometry(...)"
+        )
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from equiscale._typing import BasisTensor
 from equiscale.errors import SettingError, ShapeError
+from equiscale.functional.checks import check_filled, check_odd, is_list, is_number, is_whole
 
 # Of the norm in the continuum: what a function is divided by is at least this part of it, so that one too
 # narrow for the pixels is not blown up. The networks of the registry start above.
@@ -66,12 +67,11 @@ def sample_hermite(
         >>> sample_hermite(scales, [(1.0, 0, 0), (1.0, 0, 1)], 9).shape
         torch.Size([2, 2, 9, 9])
     """
-    if scales.ndim != 1:
+    check_filled("sample_hermite", scales)
+    if scales.ndim != 1 or len(scales) == 0:
         raise ShapeError(f"expected scales (S,), got {tuple(scales.shape)}")
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise SettingError(
-            f"expected an odd kernel_size, got {kernel_size}; a centred filter needs a central pixel"
-        )
+    check_odd("kernel_size", kernel_size)
+    _check_functions(functions)
     factors = sorted({factor for factor, _, _ in functions}, reverse=True)
     highest = max(max(orders) for _, *orders in functions)
     profiles = _profiles(torch.outer(scales.new_tensor(factors), scales), highest, kernel_size)
@@ -82,6 +82,21 @@ def sample_hermite(
     # Before the root, which has no slope at zero.
     squares = torch.maximum(basis[:, 0].square().sum((1, 2)), smallest)
     return basis / squares.sqrt()[:, None, None, None]
+
+
+def _check_functions(functions: Sequence[tuple[float, int, int]]) -> None:
+    if not is_list(functions) or not functions or not all(map(_is_function, functions)):
+        raise SettingError(
+            "expected functions (factor, order_y, order_x), at least one, of positive factors and whole "
+            f"orders, got {functions!r}"
+        )
+
+
+def _is_function(given: object) -> bool:
+    if not is_list(given) or len(given) != 3:
+        return False
+    factor, *orders = given
+    return is_number(factor) and 0 < factor < math.inf and all(is_whole(order, 0) for order in orders)
 
 
 def _continuum(factor: float, order_y: int, order_x: int) -> float:

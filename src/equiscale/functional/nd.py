@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from equiscale._typing import Projection
 from equiscale.errors import ShapeError
 from equiscale.functional.algorithms.convolution import Convolution
+from equiscale.functional.checks import check_filled, check_operands, is_list, is_odd, shown
 from equiscale.functional.dropout import scale_dropout2d
-from equiscale.functional.geometry import ConvGeometry
+from equiscale.functional.geometry import ConvGeometry, check_geometry
 from equiscale.functional.pool import check_window
 from equiscale.functional.project import scale_projection
 
@@ -22,6 +23,8 @@ _DEFAULT = ConvGeometry()
 _CONVOLUTIONS: Final[dict[int, Callable[..., Tensor]]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _MAX_POOLS: Final[dict[int, Callable[..., Tensor]]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 _AVG_POOLS: Final[dict[int, Callable[..., Tensor]]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+
+_HALVES: Final = (torch.float16, torch.bfloat16)
 
 AXES: Final = {1: "L", 2: "H, W", 3: "D, H, W"}
 
@@ -190,16 +193,21 @@ def _one_scale(operands: ConvolutionNd, scale: int) -> Tensor:
 
 
 def _windows(name: str, operands: ConvolutionNd) -> tuple[int, ...]:
-    windows, kernel_size = operands.sides, operands.kernel_size
-    if len(windows) != operands.num_scales or not all(0 < w <= kernel_size and w % 2 == 1 for w in windows):
+    given, kernel_size = operands.windows, operands.kernel_size
+    if given is None:
+        return operands.sides
+    legal = is_list(given) and all(is_odd(window) and window <= kernel_size for window in given)
+    if not legal or len(given) != operands.num_scales:
         raise ShapeError(
             f"{name}: expected {operands.num_scales} odd windows of at most {kernel_size} pixels, "
-            f"got {list(windows)}"
+            f"got {shown(given)}"
         )
-    return windows
+    return tuple(given)
 
 
 def _check(name: str, operands: ConvolutionNd) -> None:
+    check_operands(name, operands.x, operands.weight, operands.basis, operands.bias)
+    check_geometry(name, operands.geometry)
     operands.geometry.refuse(
         projection="only the layers for images take the maximum over scales in passing",
         pooling="only the layers for images pool in passing",
@@ -366,6 +374,7 @@ def scale_dropout_nd(
 
 def check_scale_map_nd(name: str, x: Tensor, ndim: int | None = None) -> None:
     """Raise a ShapeError unless x has the axes of a scale map, of so many dimensions where given."""
+    check_filled(name, x)
     if x.ndim - 3 in (AXES if ndim is None else (ndim,)):
         return
     layouts = " or ".join(f"(B, C, S, {axes})" for n, axes in AXES.items() if ndim in (None, n))
@@ -388,5 +397,11 @@ def _pool(
             f"{name}: expected a padded input of at least the window's {kernel_size} pixels, got "
             f"{tuple(x.shape[3:])} with padding {padding}; use a smaller window"
         )
-    pooled = pools[x.ndim - 3](x.flatten(1, 2), kernel_size, stride or kernel_size, padding)  # (B, C·S, …)
+    flat = x.flatten(1, 2)  # (B, C·S, …)
+    if pools is _AVG_POOLS and min(x.shape[3:]) < kernel_size:
+        flat, padding = F.pad(flat, [padding] * (2 * (x.ndim - 3))), 0  # in three dimensions torch refuses it
+    if pools is _AVG_POOLS and x.dtype in _HALVES:  # torch has no mean of volumes in half precision
+        pooled = pools[x.ndim - 3](flat.float(), kernel_size, stride or kernel_size, padding).to(x.dtype)
+    else:
+        pooled = pools[x.ndim - 3](flat, kernel_size, stride or kernel_size, padding)
     return pooled.reshape(*x.shape[:3], *pooled.shape[2:])

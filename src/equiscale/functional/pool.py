@@ -9,6 +9,7 @@ from torch.nn.functional import avg_pool2d, max_pool2d
 from equiscale._typing import Image, ScaleMap
 from equiscale.errors import SettingError, ShapeError
 from equiscale.functional.blockwise import applied, by_blocks
+from equiscale.functional.checks import check_filled, is_whole
 from equiscale.functional.maximum import Largest, Parts
 from equiscale.functional.memory_order import laid_as, planes_view
 from equiscale.functional.project import check_scale_map
@@ -58,6 +59,7 @@ def image_max_pool2d(x: Tensor, kernel_size: int, *, stride: int | None = None, 
         >>> image_max_pool2d(torch.zeros(1, 2, 8, 8), 2).shape
         torch.Size([1, 2, 4, 4])
     """
+    check_filled("image_max_pool2d", x)
     if x.ndim != 4:
         raise ShapeError(f"image_max_pool2d: expected an image (B, C, H, W), got {tuple(x.shape)}")
     check_pooling("image_max_pool2d", x, kernel_size, stride, padding)
@@ -101,13 +103,13 @@ def check_pooling(name: str, x: Tensor, kernel_size: int, stride: int | None, pa
 
 def check_window(kernel_size: int, stride: int | None, padding: int, prefix: str = "") -> None:
     """Raise a SettingError unless a pooling has legal sizes; the message begins with ``prefix``."""
-    if kernel_size < 1 or (stride is not None and stride < 1):
+    if not is_whole(kernel_size) or not (stride is None or is_whole(stride)):
         raise SettingError(
-            f"{prefix}expected kernel_size and stride of at least 1, got {kernel_size} and {stride}"
+            f"{prefix}expected kernel_size and stride of at least 1, got {kernel_size!r} and {stride!r}"
         )
-    if not 0 <= padding <= kernel_size // 2:
+    if not (is_whole(padding, 0) and padding <= kernel_size // 2):
         raise SettingError(
-            f"{prefix}expected a padding of 0 to {kernel_size // 2}, half the kernel, got {padding}"
+            f"{prefix}expected a padding of 0 to {kernel_size // 2}, half the kernel, got {padding!r}"
         )
 
 

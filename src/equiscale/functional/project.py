@@ -10,6 +10,7 @@ from torch import Tensor
 from equiscale._typing import Projection
 from equiscale.errors import SettingError, ShapeError
 from equiscale.functional.blockwise import applied, by_blocks, transformed
+from equiscale.functional.checks import check_filled
 from equiscale.functional.maximum import Keep, Largest, Parts
 
 _LAST_NUMBER = 255  # of a byte
@@ -101,5 +102,6 @@ def _larger(best: Tensor, y: Tensor, number: int, index: list[Tensor]) -> Tensor
 
 def check_scale_map(name: str, x: Tensor) -> None:
     """Raise a ShapeError unless x has the five axes of a scale map."""
+    check_filled(name, x)
     if x.ndim != 5:
         raise ShapeError(f"{name}: expected a scale map (B, C, S, H, W), got {tuple(x.shape)}")

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from equiscale.errors import SettingError, ShapeError
+from equiscale.functional.checks import check_filled
 from equiscale.functional.rescale import Method, rescale
 from equiscale.scales import ScaleGrid
 
@@ -69,6 +70,9 @@ def input_pyramid(
     ):
         if value not in get_args(legal):
             raise SettingError(f"expected a {name} of {', '.join(get_args(legal))}, got {value!r}")
+    check_filled("input_pyramid", x)
+    if not callable(function):
+        raise SettingError(f"input_pyramid: expected a module or a function of images, got {function!r}")
     if x.ndim != 4:
         raise ShapeError(f"input_pyramid: expected an image (B, C, H, W), got {tuple(x.shape)}")
     copies = [_copy(x, factor, canvas, method) for factor in ScaleGrid(factors)]
@@ -83,7 +87,8 @@ def _copy(x: Tensor, factor: float, canvas: Canvas, method: Method) -> Tensor:
     if canvas == "same":
         return rescale(x, factor, method=method)
     size = [max(round(side * factor), 1) for side in x.shape[-2:]]
-    return interpolate(x, size, mode=method, align_corners=False, antialias=factor < 1)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))  # torch does not smooth in half precision
+    return interpolate(wide, size, mode=method, align_corners=False, antialias=factor < 1).to(x.dtype)
 
 
 def _apply(function: Callable[[Tensor], Tensor], copies: list[Tensor]) -> list[Tensor]:

@@ -1,13 +1,14 @@
 """Scaling of images about their centre, as two small interpolation matrices an image."""
 
 import math
-from typing import Final, Literal, TypeAlias, TypedDict
+from typing import Final, Literal, TypeAlias, TypedDict, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from equiscale.errors import SettingError, ShapeError
+from equiscale.functional.checks import check_tensor, is_number
 
 Method: TypeAlias = Literal["bicubic", "bilinear"]
 
@@ -79,7 +80,7 @@ def rescale(
         >>> rescale(torch.ones(4, 4), 0.5)[1].tolist()
         [0.0, 1.0, 1.0, 0.0]
     """
-    _check_input(x, method)
+    _check_input(x, method, cubic, center_offset)
     factors = _factors(x, factor)
     height, width = x.shape[-2:]
     options: _Interpolation = {"method": method, "cubic": cubic, "center_offset": center_offset}
@@ -127,11 +128,13 @@ def _kernel(distance: Tensor, method: Method, a: float) -> Tensor:
 def _factors(x: Tensor, factor: float | Tensor) -> Float[Tensor, "G"]:
     """The factors in double precision, on the device of ``x`` where it has double precision."""
     device = torch.device("cpu") if x.device.type == "mps" else x.device
-    if isinstance(factor, int | float):  # looked at here: a look at a tensor waits for its device
+    if is_number(factor):  # looked at here: a look at a tensor waits for its device
         if not 0 < factor < math.inf:
             raise _bad_factor(factor)
         return torch.full((1,), factor, dtype=torch.float64, device=device)
-    given = torch.as_tensor(factor).detach()
+    if not isinstance(factor, Tensor) or factor.is_complex():
+        raise _bad_factor(factor)
+    given = factor.detach()
     factors = (given.cpu() if given.device.type == "mps" else given).double()
     if factors.ndim and (factors.ndim != 1 or x.ndim < 3 or len(factors) != len(x)):
         raise ShapeError(
@@ -144,14 +147,16 @@ def _factors(x: Tensor, factor: float | Tensor) -> Float[Tensor, "G"]:
     return factors.reshape(-1).to(device, non_blocking=factors.device.type == "cpu")
 
 
-def _bad_factor(factor: float) -> SettingError:
-    return SettingError(f"expected finite positive scale factors, got {factor}")
+def _bad_factor(factor: object) -> SettingError:
+    return SettingError(f"expected finite positive scale factors, got {factor!r}")
 
 
-def _check_input(x: Tensor, method: str) -> None:
-    if method not in _TAPS:
+def _check_input(x: Tensor, method: str, cubic: float, center_offset: float) -> None:
+    check_tensor("rescale", x)
+    for name, value in (("cubic", cubic), ("center_offset", center_offset)):
+        if not (is_number(value) and math.isfinite(value)):
+            raise SettingError(f"expected a finite {name}, got {value!r}")
+    if method not in get_args(Method):
         raise SettingError(f"expected a method of {sorted(_TAPS)}, got {method!r}")
     if x.ndim < 2:
         raise ShapeError(f"expected an image of at least two axes (..., H, W), got shape {tuple(x.shape)}")
-    if not x.is_floating_point():
-        raise SettingError(f"expected floating-point images, got {x.dtype}; convert them with x.float()")

@@ -9,6 +9,7 @@ from torch.nn.functional import interpolate, pad
 
 from equiscale._typing import BasisTensor, Image, ScaleMap
 from equiscale.errors import SettingError, ShapeError
+from equiscale.functional.checks import check_operands, is_list, is_odd, shown
 from equiscale.functional.conv import checked_windows, lift_conv2d, scale_conv2d
 from equiscale.functional.geometry import ConvGeometry
 from equiscale.functional.project import check_scale_map, largest
@@ -46,10 +47,10 @@ def rescaled_kernel_basis(kernel_sizes: Sequence[int], interpolation: Interpolat
         >>> rescaled_kernel_basis([3, 5, 9], "bilinear").shape
         torch.Size([9, 3, 9, 9])
     """
+    legal = is_list(kernel_sizes) and len(kernel_sizes) > 0 and all(map(is_odd, kernel_sizes))
+    if not legal or sorted(set(kernel_sizes)) != list(kernel_sizes):
+        raise SettingError(f"expected odd increasing kernel_sizes, got {shown(kernel_sizes)}")
     sizes = list(kernel_sizes)
-    odd = all(isinstance(size, int) and size > 0 and size % 2 for size in sizes)
-    if not sizes or not odd or sorted(set(sizes)) != sizes:
-        raise SettingError(f"expected odd increasing kernel_sizes, got {sizes}")
     if interpolation not in get_args(Interpolation):
         raise SettingError(
             f"expected an interpolation of {', '.join(get_args(Interpolation))}, got {interpolation!r}"
@@ -108,6 +109,7 @@ def rescaled_kernel_conv2d(
         >>> rescaled_kernel_conv2d(torch.randn(2, 4, 9, 9), torch.randn(6, 4, 3, 3), basis).shape
         torch.Size([2, 6, 2, 5, 5])
     """
+    check_operands("rescaled_kernel_conv2d", x, weight, basis, bias)
     if weight.ndim != 4:
         raise ShapeError(
             f"rescaled_kernel_conv2d: expected weights (C', C / groups, K, K), got {tuple(weight.shape)}"
@@ -155,6 +157,7 @@ def rescaled_kernel_valid_conv2d(
         >>> y[0, 0, :, 0, 3].round().tolist()
         [9.0, 0.0]
     """
+    check_operands("rescaled_kernel_valid_conv2d", x, weight, basis, bias)
     _check_valid(x, weight, basis, windows)
     maps = []
     for scale, window in enumerate(windows):
@@ -168,11 +171,13 @@ def rescaled_kernel_valid_conv2d(
 
 def _check_valid(x: Tensor, weight: Tensor, basis: Tensor, windows: Sequence[int]) -> None:
     name = "rescaled_kernel_valid_conv2d"
-    if weight.ndim != 4 or basis.ndim != 4:
+    if weight.ndim != 4 or basis.ndim != 4 or basis.shape[2] != basis.shape[3]:
         raise ShapeError(
             f"{name}: expected weights (C', C / groups, K, K) and a basis (F, S, K, K), "
             f"got {tuple(weight.shape)} and {tuple(basis.shape)}"
         )
+    if x.ndim not in (4, 5):
+        raise ShapeError(f"{name}: expected an image or a scale map, got {tuple(x.shape)}")
     sizes = list(checked_windows(name, windows, basis))
     if sorted(set(sizes)) != sizes or [sizes[0], sizes[-1]] != [weight.shape[-1], basis.shape[-1]]:
         raise ShapeError(

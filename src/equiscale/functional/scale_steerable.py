@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from equiscale._typing import BasisTensor, Image
-from equiscale.errors import ShapeError
+from equiscale.errors import SettingError, ShapeError
+from equiscale.functional.checks import check_operands, is_list, is_number, is_odd
 from equiscale.functional.conv import lift_conv2d
-from equiscale.functional.geometry import ConvGeometry
+from equiscale.functional.geometry import ConvGeometry, check_geometry
 
 _DEFAULT = ConvGeometry()
 
@@ -116,6 +117,8 @@ def scale_steered_conv2d(
         >>> scale_steered_conv2d(x, weight, weight, basis, geometry=ConvGeometry(padding="same")).shape
         torch.Size([2, 4, 8, 8])
     """
+    check_operands("scale_steered_conv2d", x, mult_real, mult_imag, basis)
+    check_geometry("scale_steered_conv2d", geometry)
     if mult_real.ndim != 4 or mult_real.shape != mult_imag.shape:
         raise ShapeError(
             "scale_steered_conv2d: expected two weights (N, C', C / groups, J) of one shape, "
@@ -137,6 +140,10 @@ def _check_steering(
     real: Tensor, imag: Tensor, frequencies: Sequence[float], ratios: Sequence[float], windows: Sequence[int]
 ) -> None:
     name = "steer_in_scale"
+    check_operands(name, real, imag)
+    for role, values in (("frequencies", frequencies), ("ratios", ratios), ("windows", windows)):
+        if not is_list(values):
+            raise SettingError(f"{name}: expected a list of {role}, got {values!r}")
     if real.ndim != 4 or real.shape != imag.shape or real.shape[2] != real.shape[3] or real.shape[2] % 2 == 0:
         raise ShapeError(
             f"{name}: expected two parts (N, J, K, K) of one shape with odd K, "
@@ -144,8 +151,11 @@ def _check_steering(
         )
     if len(frequencies) != len(real):
         raise ShapeError(f"{name}: expected {len(real)} frequencies, one an order, got {len(frequencies)}")
-    legal = all(0 < window <= real.shape[2] and window % 2 for window in windows)
-    if len(ratios) != len(windows) or not legal or not all(0 < ratio < math.inf for ratio in ratios):
+    if not all(is_number(frequency) and math.isfinite(frequency) for frequency in frequencies):
+        raise SettingError(f"{name}: expected finite frequencies, got {frequencies}")
+    legal = all(is_odd(window) and window <= real.shape[2] for window in windows)
+    positive = all(is_number(ratio) and 0 < ratio < math.inf for ratio in ratios)
+    if not ratios or len(ratios) != len(windows) or not legal or not positive:
         raise ShapeError(
             f"{name}: expected as many positive ratios as odd windows of at most {real.shape[2]} pixels, "
             f"got {list(ratios)} and {list(windows)}"

@@ -10,8 +10,9 @@ from torch.nn.functional import conv2d, pad
 from equiscale._typing import Image
 from equiscale.errors import SettingError, ShapeError
 from equiscale.functional.canvas import canvas_matrix
+from equiscale.functional.checks import check_operands
 from equiscale.functional.conv import check_groups, check_size
-from equiscale.functional.geometry import ConvGeometry
+from equiscale.functional.geometry import ConvGeometry, check_geometry
 from equiscale.functional.project import largest
 from equiscale.functional.rescale import rescale
 from equiscale.scales import ScaleGrid
@@ -101,6 +102,8 @@ def _correlate(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeo
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> None:
+    check_operands(_NAME, x, weight, bias)
+    check_geometry(_NAME, geometry)
     if weight.ndim != 4 or weight.shape[2] != weight.shape[3] or weight.shape[2] % 2 == 0:
         raise ShapeError(
             f"{_NAME}: expected weights (C', C / groups, K, K) with odd K, got {tuple(weight.shape)}"

@@ -9,9 +9,10 @@ from torch import Tensor
 from equiscale._typing import BasisTensor, ScaleMap
 from equiscale.errors import SettingError, ShapeError
 from equiscale.functional.canvas import CanvasMethod, canvas_matrix
-from equiscale.functional.conv import lift_conv2d
+from equiscale.functional.checks import check_operands, is_odd
+from equiscale.functional.conv import checked_windows, lift_conv2d
 from equiscale.functional.filters import synthesize_filters
-from equiscale.functional.geometry import ConvGeometry
+from equiscale.functional.geometry import ConvGeometry, check_geometry
 from equiscale.scales import ScaleGrid
 
 _SAME = ConvGeometry(padding="same")
@@ -46,8 +47,8 @@ def multi_column_basis(kernel_size: int, scales: Sequence[float]) -> BasisTensor
         torch.Size([9, 2, 5, 5])
     """
     grid = ScaleGrid(scales)
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise SettingError(f"expected an odd kernel_size of at least 1, got {kernel_size}")
+    if not is_odd(kernel_size):
+        raise SettingError(f"expected an odd kernel_size of at least 1, got {kernel_size!r}")
     if kernel_size == 1:
         return torch.ones(1, len(grid), 1, 1, dtype=torch.float64)
     matrices = torch.stack([_column_matrix(kernel_size, scale, grid.max) for scale in grid])
@@ -111,8 +112,11 @@ def multi_column_conv2d(
         >>> multi_column_conv2d(torch.randn(2, 4, 8, 8), torch.randn(5, 4, 3, 3), basis.float()).shape
         torch.Size([2, 5, 3, 8, 8])
     """
+    check_operands(_NAME, x, weight, basis, bias)
+    check_geometry(_NAME, geometry)
     _check(x, weight, basis, geometry)
     geometry.refuse(projection="every column is computed alone", pooling="every column is computed alone")
+    windows = checked_windows(_NAME, windows, basis)
     flat = weight.flatten(2)  # (C', C, K, K) -> (C', C, K²)
     ratios = _norm_ratios(flat, basis)
     maps = [
@@ -122,7 +126,7 @@ def multi_column_conv2d(
             basis[:, scale : scale + 1],
             bias,
             geometry=geometry,
-            windows=windows and windows[scale : scale + 1],
+            windows=windows[scale : scale + 1],
         )
         for scale in range(basis.shape[1])
     ]
@@ -155,6 +159,8 @@ def _norm_ratios(weight: Tensor, basis: Tensor) -> Tensor:
 
 
 def _check(x: Tensor, weight: Tensor, basis: Tensor, geometry: ConvGeometry) -> None:
+    if basis.ndim != 4 or basis.shape[2] != basis.shape[3] or basis.shape[2] % 2 == 0:
+        raise ShapeError(f"{_NAME}: expected a basis (F, S, K, K) with odd K, got {tuple(basis.shape)}")
     if weight.ndim != 4 or weight.shape[2] * weight.shape[3] != basis.shape[0]:
         raise ShapeError(
             f"{_NAME}: expected weights (C', C / groups, K, K) with K² = {basis.shape[0]} as in the basis, "

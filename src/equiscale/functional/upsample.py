@@ -10,8 +10,9 @@ from torch.nn.functional import conv_transpose2d, interpolate, pad
 from equiscale._typing import ScaleMap
 from equiscale.errors import SettingError, ShapeError
 from equiscale.functional.algorithms.convolution import Convolution
+from equiscale.functional.checks import check_operands, is_whole
 from equiscale.functional.conv import checked_windows
-from equiscale.functional.geometry import ConvGeometry
+from equiscale.functional.geometry import ConvGeometry, check_geometry
 from equiscale.functional.project import check_scale_map
 
 UpsampleMethod: TypeAlias = Literal["bilinear", "nearest"]
@@ -74,8 +75,8 @@ def scale_upsample2d(
 
 def check_upsampling(factor: int, method: str, alignment: str, prefix: str = "") -> None:
     """Raise a SettingError for an illegal factor, method or alignment; the message begins with ``prefix``."""
-    if not isinstance(factor, int) or factor < 1:
-        raise SettingError(f"{prefix}expected a whole factor of at least 1, got {factor}")
+    if not is_whole(factor):
+        raise SettingError(f"{prefix}expected a whole factor of at least 1, got {factor!r}")
     for name, value, legal in (("method", method, UpsampleMethod), ("alignment", alignment, Alignment)):
         if value not in get_args(legal):
             raise SettingError(f"{prefix}expected a {name} of {', '.join(get_args(legal))}, got {value!r}")
@@ -150,7 +151,7 @@ def check_transposable(geometry: ConvGeometry, output_padding: int) -> None:
         projection="a transposed convolution makes scale maps",
         pooling="a transposed convolution makes more pixels",
     )
-    if not 0 <= output_padding < geometry.stride:
+    if not (is_whole(output_padding, 0) and output_padding < geometry.stride):
         raise SettingError(
             f"expected an output_padding of 0 to {geometry.stride - 1}, below the stride, "
             f"got {output_padding}"
@@ -159,8 +160,10 @@ def check_transposable(geometry: ConvGeometry, output_padding: int) -> None:
 
 def transpose_convolve(operands: Convolution, output_padding: int) -> Tensor:
     """The transposed scale convolution of unchecked operands."""
-    check_transposable(operands.geometry, output_padding)
     name = "scale_conv_transpose2d"
+    check_operands(name, operands.x, operands.weight, operands.basis, operands.bias)
+    check_geometry(name, operands.geometry)
+    check_transposable(operands.geometry, output_padding)
     _check(name, operands)
     windows = tuple(checked_windows(name, operands.windows, operands.basis))
     whole = Convolution(

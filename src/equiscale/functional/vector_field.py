@@ -11,6 +11,7 @@ from torch.nn.functional import conv2d, interpolate, max_pool2d
 
 from equiscale._typing import Image
 from equiscale.errors import SettingError, ShapeError
+from equiscale.functional.checks import check_filled, check_operands, check_probability, is_number, is_whole
 from equiscale.functional.geometry import ConvGeometry
 from equiscale.functional.pool import check_pooling
 
@@ -53,14 +54,14 @@ class ScaleAngles:
     angle_range: float = 2 * math.pi / 3
 
     def __post_init__(self) -> None:
-        if self.num_small < 1 or self.num_big < 0:
+        if not (is_whole(self.num_small) and is_whole(self.num_big, 0)):
             raise SettingError(
                 f"expected num_small of at least 1 and num_big of at least 0, got {self.num_small} and "
                 f"{self.num_big}; num_small counts the factor 1"
             )
-        if not 1 < self.base < math.inf:
+        if not (is_number(self.base) and 1 < self.base < math.inf):
             raise SettingError(f"expected a base larger than 1, got {self.base}")
-        if not 0 < self.angle_range < 2 * math.pi:
+        if not (is_number(self.angle_range) and 0 < self.angle_range < 2 * math.pi):
             raise SettingError(f"expected an angle_range in (0, 2π) radians, got {self.angle_range}")
 
     @property
@@ -133,7 +134,7 @@ def vector_field_lift2d(
         torch.Size([2, 4, 2, 12, 14])
     """
     name = "vector_field_lift2d"
-    _check_weight(name, weight, "(C', C, K, K)")
+    _check_operands(name, x, weight, scales, "(C', C, K, K)")
     if x.ndim != 4 or x.shape[1] != weight.shape[1]:
         raise ShapeError(f"{name}: expected an image (B, {weight.shape[1]}, H, W), got {tuple(x.shape)}")
     margin = _checked_margin(name, x, weight, scales, padding)
@@ -191,7 +192,7 @@ def vector_field_conv2d(
         torch.Size([2, 4, 2, 12, 14])
     """
     name = "vector_field_conv2d"
-    _check_weight(name, weight, "(C', C, 2, K, K)")
+    _check_operands(name, x, weight, scales, "(C', C, 2, K, K)")
     if x.ndim != 5 or x.shape[1:3] != weight.shape[1:3]:
         raise ShapeError(
             f"{name}: expected a vector field (B, {weight.shape[1]}, 2, H, W), got {tuple(x.shape)}"
@@ -236,10 +237,15 @@ def vector_field_magnitude(x: Tensor) -> Image:
     check_vector_field("vector_field_magnitude", x)
     wide = x.float() if x.dtype == torch.float16 else x  # in half precision the square of 256 is infinite
     u, v = wide.unbind(2)
+    size = torch.maximum(u, v).maximum(-torch.minimum(u, v)).detach()  # of the longer component
+    # Any positive number would do as unit: this one keeps the squares from overflow and from vanishing.
+    limits = torch.finfo(size.dtype)
+    unit = size.clamp(limits.tiny, limits.max)
+    u, v = u / unit, v / unit
     squares = u * u + v * v  # a norm along this axis takes tens of times as long
     present = squares != 0  # true of what is not a number
-    lengths: Tensor = torch.where(present, squares, 1).sqrt() * present  # no division by zero backwards
-    return lengths.to(x.dtype)
+    root = torch.where(present, squares, 1).sqrt() * present  # no division by zero backwards
+    return (root * unit).to(x.dtype)
 
 
 def vector_field_max_pool2d(
@@ -314,6 +320,11 @@ def vector_field_variance(x: Tensor) -> Float[Tensor, "C"]:
         [4.0]
     """
     check_vector_field("vector_field_variance", x)
+    if x.shape[0] == 0:
+        raise ShapeError(
+            f"vector_field_variance: expected at least one vector a channel, got {tuple(x.shape)}; "
+            "a variance of nothing is no number"
+        )
     lengths = vector_field_magnitude(x.to(torch.promote_types(x.dtype, torch.float32)))
     return lengths.var(dim=(0, 2, 3), correction=0)
 
@@ -355,9 +366,15 @@ def vector_field_batch_norm2d(
     """
     name = "vector_field_batch_norm2d"
     check_vector_field(name, x)
+    if not (is_number(eps) and 0 <= eps < math.inf):
+        raise SettingError(f"{name}: expected a finite eps of at least 0, got {eps!r}")
+    check_filled(name, variance)
     channels = x.shape[1:2]
     for role, values in (("variance", variance), ("weight", weight)):
-        if values is not None and values.shape != channels:
+        if values is None:
+            continue
+        check_filled(name, values)
+        if values.shape != channels:
             raise ShapeError(
                 f"{name}: expected a {role} ({channels[0]},), one number a channel, got {tuple(values.shape)}"
             )
@@ -406,8 +423,7 @@ def vector_field_dropout(
         64.0
     """
     check_vector_field("vector_field_dropout", x)
-    if not 0 <= p < 1:
-        raise SettingError(f"vector_field_dropout: expected a probability p with 0 <= p < 1, got {p}")
+    check_probability("vector_field_dropout: ", p)
     if not training or p == 0:
         return x
     pixels = (1, 1) if whole_channels else x.shape[3:]
@@ -418,6 +434,7 @@ def vector_field_dropout(
 
 def check_vector_field(name: str, x: Tensor) -> None:
     """Raise a ShapeError unless x has the axes of a vector field, two components on axis 2."""
+    check_filled(name, x)
     if x.ndim != 5 or x.shape[2] != 2:
         raise ShapeError(f"{name}: expected a vector field (B, C, 2, H, W), got {tuple(x.shape)}")
 
@@ -459,7 +476,15 @@ def _strongest(responses: Float[Tensor, "B C A H W"], scales: ScaleAngles) -> Ve
     return strongest.relu()[:, :, None] * directions
 
 
-def _check_weight(name: str, weight: Tensor, layout: str) -> None:
+def check_scale_angles(name: str, scales: object) -> None:
+    """Raise a SettingError for what are no factors with their angles."""
+    if not isinstance(scales, ScaleAngles):
+        raise SettingError(f"{name}: expected ScaleAngles, got {scales!r}; write scales=ScaleAngles(...)")
+
+
+def _check_operands(name: str, x: Tensor, weight: Tensor, scales: ScaleAngles, layout: str) -> None:
+    check_operands(name, x, weight)
+    check_scale_angles(name, scales)
     wrong_axes = weight.ndim != layout.count(",") + 1 or (weight.ndim == 5 and weight.shape[2] != 2)
     if wrong_axes or weight.shape[-1] != weight.shape[-2] or weight.shape[-1] % 2 == 0:
         raise ShapeError(f"{name}: expected weights {layout} with odd K, got {tuple(weight.shape)}")

@@ -10,7 +10,8 @@ from equiscale._typing import ScaleMap
 from equiscale.basis import SteerableBasis
 from equiscale.errors import SettingError
 from equiscale.functional import GeometryOptions, pointwise_scale_conv2d
-from equiscale.nn.steerable import DEFAULT_BASIS, SteerableConv2d, check_channel_pair
+from equiscale.functional.checks import is_whole
+from equiscale.nn.steerable import DEFAULT_BASIS, SteerableConv2d, check_channel_pair, check_scale_size
 from equiscale.scales import ScaleGrid
 
 
@@ -69,10 +70,7 @@ class ScaleConv2d(SteerableConv2d):
         super().__init__(
             in_channels, out_channels, kernel_size=kernel_size, grid=grid, basis=basis, **geometry
         )
-        if not 1 <= scale_size <= len(grid):
-            raise SettingError(
-                f"expected a scale_size of 1 to {len(grid)}, the grid's scales, got {scale_size}"
-            )
+        check_scale_size(scale_size, len(grid))
         channels = in_channels // self.geometry.groups
         self.scale_size = scale_size
         self._make_parameters((out_channels, channels, scale_size, basis.num_functions), bias)
@@ -123,8 +121,8 @@ class PointwiseScaleConv2d(nn.Module):
         self, in_channels: int, out_channels: int, *, stride: int = 1, groups: int = 1, bias: bool = True
     ) -> None:
         super().__init__()
-        if stride < 1 or groups < 1:
-            raise SettingError(f"expected stride and groups of at least 1, got {stride} and {groups}")
+        if not (is_whole(stride) and is_whole(groups)):
+            raise SettingError(f"expected stride and groups of at least 1, got {stride!r} and {groups!r}")
         check_channel_pair(in_channels, out_channels, groups)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.stride, self.groups = stride, groups

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from equiscale._typing import PaddingMode, ScaleMap
 from equiscale.errors import SettingError, ShapeError
+from equiscale.functional.checks import check_odd, check_tensor, is_number, is_whole
 from equiscale.functional.deep_scale_space import (
     check_base,
     check_padding,
@@ -74,9 +75,10 @@ class ScaleSpaceLift2d(nn.Module):
     ) -> None:
         super().__init__()
         _check_num_scales(num_scales)
-        if not (1 < base < math.inf and 0 < zero_scale < math.inf):
+        numbers = is_number(base) and is_number(zero_scale)
+        if not (numbers and 1 < base < math.inf and 0 < zero_scale < math.inf):
             raise SettingError(
-                f"expected a base larger than 1 and a positive zero_scale, got {base} and {zero_scale}"
+                f"expected a base larger than 1 and a positive zero_scale, got {base!r} and {zero_scale!r}"
             )
         ConvGeometry(padding_mode=padding_mode)
         self.num_scales, self.base, self.zero_scale = num_scales, base, zero_scale
@@ -228,6 +230,7 @@ class ScaleSpaceConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> ScaleMap:
         """Map ``(B, C, S or more, H, W)`` to ``(B, C', S, H', W')``."""
+        check_tensor("ScaleSpaceConv2d", x)
         if x.ndim != 5 or x.shape[1] != self.in_channels or x.shape[2] < self.num_scales:
             raise ShapeError(
                 f"ScaleSpaceConv2d: expected a scale map (B, {self.in_channels}, {self.num_scales} or more, "
@@ -248,17 +251,14 @@ class ScaleSpaceConv2d(nn.Module):
         check_channel_pair(self.in_channels, self.out_channels, self.geometry.groups)
         _check_num_scales(self.num_scales)
         check_base(self.base)
-        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
+        check_odd("kernel_size", self.kernel_size)
+        if not (is_whole(self.scale_size) and self.scale_size <= self.num_scales):
             raise SettingError(
-                f"expected an odd kernel_size, got {self.kernel_size}; a centred filter needs a central pixel"
-            )
-        if not 1 <= self.scale_size <= self.num_scales:
-            raise SettingError(
-                f"expected a scale_size of 1 to {self.num_scales}, the scales, got {self.scale_size}"
+                f"expected a scale_size of 1 to {self.num_scales}, the scales, got {self.scale_size!r}"
             )
         check_padding(self.geometry, self.kernel_size)
 
 
 def _check_num_scales(num_scales: int) -> None:
-    if num_scales < 1:
-        raise SettingError(f"expected num_scales of at least 1, got {num_scales}")
+    if not is_whole(num_scales):
+        raise SettingError(f"expected num_scales of at least 1, got {num_scales!r}")

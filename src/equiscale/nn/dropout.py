@@ -3,15 +3,14 @@
 from torch import Tensor, nn
 
 from equiscale._typing import ScaleMap
-from equiscale.errors import SettingError
 from equiscale.functional import scale_channel_dropout, scale_dropout2d, value_dropout
+from equiscale.functional.checks import check_probability
 
 
 class _ScaleDropout(nn.Module):
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
-        if not 0 <= p < 1:
-            raise SettingError(f"expected a probability p with 0 <= p < 1, got {p}")
+        check_probability("", p)
         self.p = p
 
     def extra_repr(self) -> str:
@@ -101,8 +100,7 @@ class ValueDropout(nn.Dropout):
     """
 
     def __init__(self, p: float = 0.5) -> None:
-        if not 0 <= p < 1:
-            raise SettingError(f"expected a probability p with 0 <= p < 1, got {p}")
+        check_probability("", p)
         super().__init__(p)
 
     def forward(self, input: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from equiscale._typing import BasisTensor
 from equiscale.basis import MAX_CONDITION, HermiteBasis, diagnose
 from equiscale.errors import BasisError, ScaleGridError, SettingError
 from equiscale.functional import ConvGeometry, GeometryOptions, lift_conv2d, sample_hermite, scale_conv2d
+from equiscale.functional.checks import is_number, is_whole
 from equiscale.nn.steerable import FilterWeights, check_channel_pair
 from equiscale.scales import ScaleGrid
 
@@ -52,11 +53,11 @@ class LearnableScales(nn.Module):
 
     def __init__(self, num_scales: int, *, min_scale: float, scale_range: float) -> None:
         super().__init__()
-        if num_scales < 2:
-            raise SettingError(f"expected at least 2 scales, which span a range, got {num_scales}")
-        if not 0 < min_scale < math.inf:
+        if not is_whole(num_scales, 2):
+            raise SettingError(f"expected at least 2 scales, which span a range, got {num_scales!r}")
+        if not (is_number(min_scale) and 0 < min_scale < math.inf):
             raise SettingError(f"expected a positive min_scale, got {min_scale}")
-        if not 1 < scale_range < math.inf:
+        if not (is_number(scale_range) and 1 < scale_range < math.inf):
             raise SettingError(f"expected a scale_range larger than 1, got {scale_range}")
         self.num_scales = num_scales
         self.log_min_scale = nn.Parameter(torch.tensor(math.log(min_scale)))
@@ -258,7 +259,7 @@ class LearnableScaleConv2d(_LearnableConv2d):
         super().__init__(
             in_channels, out_channels, kernel_size=kernel_size, scales=scales, basis=basis, **geometry
         )
-        if not 1 <= scale_size <= scales.num_scales:
+        if not (is_whole(scale_size) and scale_size <= scales.num_scales):
             raise SettingError(f"expected a scale_size of 1 to {scales.num_scales}, got {scale_size}")
         self.scale_size = scale_size
         channels = in_channels // self.geometry.groups

@@ -66,6 +66,8 @@ class InputPyramid(nn.Module):
         for name, value, choices in legal:
             if value not in get_args(choices):
                 raise SettingError(f"expected a {name} of {', '.join(get_args(choices))}, got {value!r}")
+        if not callable(module):
+            raise SettingError(f"expected a module of images, got {module!r}")
         self.module, self.factors = module, ScaleGrid(factors)
         self.pool, self.canvas, self.method = pool, canvas, method
 

@@ -16,6 +16,7 @@ from equiscale.functional import (
     rescaled_kernel_valid_conv2d,
     scale_pool,
 )
+from equiscale.functional.checks import check_tensor
 from equiscale.functional.rescaled_kernel import Interpolation, ScalePooling
 from equiscale.nn.steerable import SteerableConv2d
 from equiscale.scales import ScaleGrid
@@ -139,6 +140,7 @@ class RescaledKernelLift2d(_RescaledKernel2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map an image ``(B, C, H, W)`` to a scale map ``(B, C', S, H', W')``."""
+        check_tensor("RescaledKernelLift2d", x)
         if x.ndim != 4:
             raise ShapeError(
                 f"RescaledKernelLift2d: expected an image (B, {self.in_channels}, H, W), "
@@ -181,6 +183,7 @@ class RescaledKernelConv2d(_RescaledKernel2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map a scale map ``(B, C, S, H, W)`` to ``(B, C', S, H', W')``."""
+        check_tensor("RescaledKernelConv2d", x)
         if x.ndim != 5 or x.shape[1:3] != (self.in_channels, len(self.grid)):
             raise ShapeError(
                 "RescaledKernelConv2d: expected a scale map "

@@ -17,6 +17,7 @@ from equiscale.functional import (
     steer_in_scale,
     support_windows,
 )
+from equiscale.functional.checks import is_list, is_number, is_whole, shown
 from equiscale.nn.steerable import check_channels
 
 # Published as linspace(0, pi, 9): the last direction is the first one again.
@@ -57,22 +58,30 @@ class ScaleSteering:
     phase: float = PHASE
 
     def __post_init__(self) -> None:
-        sizes = list(self.kernel_sizes)
-        if not sizes or sizes != sorted(set(sizes)) or sizes[-1] < 3 or sizes[0] < 1:
-            raise SettingError(f"expected increasing kernel_sizes, the last at least 3, got {sizes}")
+        self._check_sizes()
+        if not (_finite(self.orders) and _finite(self.angles) and min(self.orders) > 0):
+            raise SettingError(
+                "expected at least one angle, and orders that are positive, got angles "
+                f"{shown(self.angles)} and orders {shown(self.orders)}"
+            )
+        if not (
+            _finite((self.base_size, self.angular_width)) and min(self.base_size, self.angular_width) > 0
+        ):
+            raise SettingError(
+                f"expected a positive base_size and angular_width, got {self.base_size!r} and "
+                f"{self.angular_width!r}"
+            )
+        if not _finite((self.phase,)):
+            raise SettingError(f"expected a finite phase, got {self.phase!r}")
+
+    def _check_sizes(self) -> None:
+        sizes = self.kernel_sizes
+        whole = is_list(sizes) and all(map(is_whole, sizes))
+        if not whole or len(sizes) == 0 or list(sizes) != sorted(set(sizes)) or sizes[-1] < 3:
+            raise SettingError(f"expected increasing kernel_sizes, the last at least 3, got {shown(sizes)}")
         if any(size % 2 == 0 for size in sizes):
             raise SettingError(
-                f"expected odd kernel_sizes, got {sizes}; a centred filter needs a central pixel"
-            )
-        if not self.orders or not self.angles or not all(order > 0 for order in self.orders):
-            raise SettingError(
-                f"expected at least one angle, and orders that are positive, got {len(self.angles)} angles "
-                f"and {list(self.orders)}"
-            )
-        if not min(self.base_size, self.angular_width) > 0:
-            raise SettingError(
-                f"expected a positive base_size and angular_width, got {self.base_size} and "
-                f"{self.angular_width}"
+                f"expected odd kernel_sizes, got {list(sizes)}; a centred filter needs a central pixel"
             )
 
     @property
@@ -92,6 +101,13 @@ class ScaleSteering:
         real, imag, frequencies = self.harmonics()
         ratios = [size / self.base_size for size in self.kernel_sizes]
         return steer_in_scale(real, imag, frequencies=frequencies, ratios=ratios, windows=self.kernel_sizes)
+
+
+def _finite(values: object) -> bool:
+    """Whether these are finite numbers, at least one."""
+    if not is_list(values) or len(values) == 0:
+        return False
+    return all(is_number(value) and math.isfinite(value) for value in values)
 
 
 _PUBLISHED = ScaleSteering()
@@ -172,6 +188,8 @@ class ScaleSteeredConv2d(nn.Module):
         self.reset_parameters()
 
     def _check(self) -> None:
+        if not isinstance(self.steering, ScaleSteering):
+            raise SettingError(f"expected a ScaleSteering, got {self.steering!r}")
         check_channels(self.in_channels, self.out_channels, self.geometry.groups)
         self.geometry.refuse(
             scale_padding="an image has no scale axis to pad", projection="the layer projects anyway"

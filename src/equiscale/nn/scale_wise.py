@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from equiscale._typing import ScaleMap
-from equiscale.errors import ShapeError
+from equiscale.errors import SettingError, ShapeError
 from equiscale.functional.project import check_scale_map
 
 
@@ -38,6 +38,8 @@ class ScaleWise(nn.Module):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
+        if not callable(module):
+            raise SettingError(f"expected a module of images, got {module!r}")
         self.module = module
 
     def forward(self, x: Tensor, *args: Any, **options: Any) -> ScaleMap:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from equiscale._typing import Image
 from equiscale.errors import SettingError
 from equiscale.functional import ConvGeometry, GeometryOptions, locally_scale_invariant_conv2d
+from equiscale.functional.checks import is_odd
 from equiscale.functional.si_convnet import Resampling
 from equiscale.nn.steerable import check_channels
 from equiscale.scales import ScaleGrid
@@ -83,8 +84,8 @@ class LocallyScaleInvariantConv2d(nn.Module):
 
     def _check(self) -> None:
         check_channels(self.in_channels, self.out_channels, self.geometry.groups)
-        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
-            raise SettingError(f"expected an odd kernel_size of at least 1, got {self.kernel_size}")
+        if not is_odd(self.kernel_size):
+            raise SettingError(f"expected an odd kernel_size of at least 1, got {self.kernel_size!r}")
         if self.resampling not in get_args(Resampling):
             raise SettingError(
                 f"expected a resampling of {', '.join(get_args(Resampling))}, got {self.resampling!r}"

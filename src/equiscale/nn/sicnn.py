@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from equiscale._typing import ScaleMap
 from equiscale.errors import SettingError, ShapeError
 from equiscale.functional import GeometryOptions, multi_column_basis, multi_column_conv2d
+from equiscale.functional.checks import check_norm_settings, check_tensor, is_whole
 from equiscale.nn.steerable import SteerableConv2d
 from equiscale.nn.sync_norm import SharesStatistics, normalized
 from equiscale.scales import ScaleGrid
@@ -120,6 +121,7 @@ class MultiColumnLift2d(_MultiColumn2d):
 
     def forward(self, x: Tensor) -> ScaleMap:
         """Map an image ``(B, C, H, W)`` to columns ``(B, C', S, H', W')``."""
+        check_tensor("MultiColumnLift2d", x)
         if x.ndim != 4:
             raise ShapeError(
                 f"MultiColumnLift2d: expected an image (B, {self.in_channels}, H, W), got {tuple(x.shape)}; "
@@ -171,6 +173,7 @@ class MultiColumnConv2d(_MultiColumn2d):
 
     def forward(self, x: Tensor) -> ScaleMap:
         """Map columns ``(B, C, S, H, W)`` to columns ``(B, C', S, H', W')``."""
+        check_tensor("MultiColumnConv2d", x)
         if x.ndim != 5:
             raise ShapeError(
                 f"MultiColumnConv2d: expected a scale map (B, {self.in_channels}, {len(self.grid)}, H, W), "
@@ -215,19 +218,26 @@ class ColumnBatchNorm2d(SharesStatistics, nn.BatchNorm2d):
     def __init__(
         self, num_channels: int, num_scales: int, *, eps: float = 1e-5, momentum: float | None = 0.1
     ) -> None:
-        if min(num_channels, num_scales) < 1:
+        if not (is_whole(num_channels) and is_whole(num_scales)):
             raise SettingError(
-                f"expected num_channels and num_scales of at least 1, got {num_channels} and {num_scales}"
+                f"expected num_channels and num_scales of at least 1, got {num_channels!r} and {num_scales!r}"
             )
+        check_norm_settings(eps, momentum)
         super().__init__(num_channels * num_scales, eps=eps, momentum=momentum)
         self.num_channels, self.num_scales = num_channels, num_scales
 
     def forward(self, input: Tensor) -> ScaleMap:
         """Normalise ``(B, C, S, H, W)``."""
+        check_tensor("ColumnBatchNorm2d", input)
         if input.ndim != 5 or input.shape[1:3] != (self.num_channels, self.num_scales):
             raise ShapeError(
                 f"ColumnBatchNorm2d: expected a scale map (B, {self.num_channels}, {self.num_scales}, H, W), "
                 f"got {tuple(input.shape)}"
+            )
+        if self.training and self.process_group is None and input[:, 0, 0].numel() == 1:
+            raise ShapeError(
+                "ColumnBatchNorm2d: expected more than one value a column in training, "
+                f"got {tuple(input.shape)}; a variance needs two, use larger batches or eval()"
             )
         flat = normalized(self, input.flatten(1, 2))  # (B, C*S, H, W)
         return flat.view(input.shape)

@@ -10,6 +10,7 @@ from equiscale.basis import HermiteBasis, SteerableBasis
 from equiscale.errors import BasisError, SettingError
 from equiscale.functional import ConvGeometry, GeometryOptions, support_windows
 from equiscale.functional.algorithms import Convolution, FilterCache
+from equiscale.functional.checks import is_whole
 from equiscale.functional.conv import convolve
 from equiscale.scales import ScaleGrid
 
@@ -78,8 +79,7 @@ class SteerableConv2d(FilterWeights):
         **geometry: Unpack[GeometryOptions],
     ) -> None:
         super().__init__()
-        if not isinstance(grid, ScaleGrid):
-            raise SettingError(f"expected a ScaleGrid, got {grid!r}; write grid=ScaleGrid({grid!r})")
+        check_family(kernel_size, grid, basis)
         self.geometry = ConvGeometry(**geometry)
         self.filter_cache = FilterCache()
         check_channels(in_channels, out_channels, self.geometry.groups)
@@ -112,6 +112,24 @@ class SteerableConv2d(FilterWeights):
         return ", ".join(part for part in parts if part)
 
 
+def check_family(kernel_size: int, grid: ScaleGrid, basis: SteerableBasis) -> None:
+    """Raise a SettingError unless functions can be asked for: of a basis, on a grid, on odd pixels."""
+    if not isinstance(grid, ScaleGrid):
+        raise SettingError(f"expected a ScaleGrid, got {grid!r}; write grid=ScaleGrid({grid!r})")
+    if not isinstance(basis, SteerableBasis):
+        raise SettingError(f"expected a basis with num_functions and sample, got {basis!r}")
+    if not is_whole(kernel_size):
+        raise SettingError(f"expected a kernel_size of at least 1 pixel, got {kernel_size!r}")
+
+
+def check_scale_size(scale_size: int, num_scales: int) -> None:
+    """Raise a SettingError unless filters span some of the scales, or all."""
+    if not (is_whole(scale_size) and scale_size <= num_scales):
+        raise SettingError(
+            f"expected a scale_size of 1 to {num_scales}, the grid's scales, got {scale_size!r}"
+        )
+
+
 def sample_checked(basis: SteerableBasis, kernel_size: int, grid: ScaleGrid) -> Tensor:
     """The sampled basis, after checking what a family of any origin returned."""
     sampled = basis.sample(kernel_size, grid)
@@ -129,16 +147,17 @@ def sample_checked(basis: SteerableBasis, kernel_size: int, grid: ScaleGrid) -> 
 def check_channels(in_channels: int, out_channels: int, groups: int) -> None:
     """Raise a SettingError that names the count of channels that the groups do not divide."""
     for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
-        if channels < 1 or channels % groups:
+        if not is_whole(channels) or channels % groups:
             raise SettingError(
-                f"expected {name} to be a positive multiple of groups={groups}, got {channels}"
+                f"expected {name} to be a positive multiple of groups={groups}, got {channels!r}"
             )
 
 
 def check_channel_pair(in_channels: int, out_channels: int, groups: int) -> None:
     """Raise a SettingError that shows both counts unless the groups divide them."""
-    if min(in_channels, out_channels) < 1 or in_channels % groups or out_channels % groups:
+    legal = all(is_whole(channels) and channels % groups == 0 for channels in (in_channels, out_channels))
+    if not legal:
         raise SettingError(
             f"expected positive multiples of groups={groups} as channels, "
-            f"got {in_channels} and {out_channels}"
+            f"got {in_channels!r} and {out_channels!r}"
         )

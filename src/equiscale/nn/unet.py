@@ -9,11 +9,13 @@ from torch.nn.functional import pad
 from equiscale._typing import PaddingMode, ScaleMap
 from equiscale.basis import SteerableBasis
 from equiscale.errors import SettingError, ShapeError
+from equiscale.functional.checks import is_whole
 from equiscale.functional.project import check_scale_map
 from equiscale.nn.conv import ScaleConv2d
 from equiscale.nn.lift import LiftConv2d
 from equiscale.nn.norm import ScaleBatchNorm2d
 from equiscale.nn.pool import ScaleAvgPool2d, ScaleMaxPool2d
+from equiscale.nn.steerable import check_channels
 from equiscale.nn.upsample import ScaleUpsample2d
 from equiscale.scales import ScaleGrid
 
@@ -156,8 +158,9 @@ class ScaleUNetUp2d(nn.Module):
         self, in_channels: int, out_channels: int, *, skip_channels: int, **options: Unpack[UNetOptions]
     ) -> None:
         super().__init__()
-        if skip_channels < 1:
-            raise SettingError(f"expected at least 1 skipped channel, got {skip_channels}")
+        check_channels(in_channels, out_channels, 1)
+        if not is_whole(skip_channels):
+            raise SettingError(f"expected at least 1 skipped channel, got {skip_channels!r}")
         self.in_channels, self.skip_channels = in_channels, skip_channels
         self.upsample = ScaleUpsample2d(_FACTOR)
         self.conv = ScaleDoubleConv2d(in_channels + skip_channels, out_channels, **options)
@@ -175,6 +178,11 @@ class ScaleUNetUp2d(nn.Module):
     def _check(self, x: Tensor, skip: Tensor) -> None:
         check_scale_map("ScaleUNetUp2d", x)
         check_scale_map("ScaleUNetUp2d", skip)
+        if x.shape[0] != skip.shape[0] or x.device != skip.device or x.dtype != skip.dtype:
+            raise ShapeError(
+                f"ScaleUNetUp2d: expected two batches of one size, type and device, got {x.shape[0]} and "
+                f"{skip.shape[0]} maps of {x.dtype} on {x.device} and {skip.dtype} on {skip.device}"
+            )
         if (x.shape[1], skip.shape[1]) != (self.in_channels, self.skip_channels):
             raise ShapeError(
                 f"ScaleUNetUp2d: expected {self.in_channels} channels and {self.skip_channels} skipped ones, "

@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from equiscale._typing import ScaleMap
 from equiscale.basis import SteerableBasis
-from equiscale.errors import SettingError
 from equiscale.functional import GeometryOptions, scale_upsample2d
 from equiscale.functional.algorithms import Convolution
 from equiscale.functional.upsample import (
@@ -16,7 +15,7 @@ from equiscale.functional.upsample import (
     check_upsampling,
     transpose_convolve,
 )
-from equiscale.nn.steerable import DEFAULT_BASIS, SteerableConv2d
+from equiscale.nn.steerable import DEFAULT_BASIS, SteerableConv2d, check_scale_size
 from equiscale.scales import ScaleGrid
 
 
@@ -132,10 +131,7 @@ class ScaleConvTranspose2d(SteerableConv2d):
             in_channels, out_channels, kernel_size=kernel_size, grid=grid, basis=basis, **geometry
         )
         check_transposable(self.geometry, output_padding)
-        if not 1 <= scale_size <= len(grid):
-            raise SettingError(
-                f"expected a scale_size of 1 to {len(grid)}, the grid's scales, got {scale_size}"
-            )
+        check_scale_size(scale_size, len(grid))
         self.scale_size, self.output_padding = scale_size, output_padding
         channels = out_channels // self.geometry.groups
         self._make_parameters((in_channels, channels, scale_size, basis.num_functions), bias)

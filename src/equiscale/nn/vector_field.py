@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from equiscale._typing import Image
 from equiscale.errors import SettingError, ShapeError
+from equiscale.functional.checks import check_odd, check_probability, is_number, is_whole
 from equiscale.functional.geometry import ConvGeometry
 from equiscale.functional.pool import check_window
 from equiscale.functional.vector_field import (
@@ -14,6 +15,7 @@ from equiscale.functional.vector_field import (
     ScaleAngles,
     Turn,
     VectorField,
+    check_scale_angles,
     check_vector_field,
     turn_sign,
     vector_field_batch_norm2d,
@@ -77,6 +79,7 @@ class VectorFieldLift2d(nn.Module):
     ) -> None:
         super().__init__()
         _check_sizes(in_channels, out_channels, kernel_size, padding)
+        check_scale_angles(type(self).__name__, scales)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.scales, self.padding = kernel_size, scales, padding
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel_size, kernel_size))
@@ -151,6 +154,7 @@ class VectorFieldConv2d(nn.Module):
     ) -> None:
         super().__init__()
         _check_sizes(in_channels, out_channels, kernel_size, padding)
+        check_scale_angles(type(self).__name__, scales)
         turn_sign(turn)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.scales, self.padding, self.turn = kernel_size, scales, padding, turn
@@ -283,10 +287,11 @@ class VectorFieldBatchNorm2d(SharesStatistics, nn.Module):
 
     def __init__(self, num_features: int, *, momentum: float = 0.5, eps: float = 1e-5) -> None:
         super().__init__()
-        if num_features < 1 or not 0 <= momentum <= 1 or not eps >= 0:
+        legal = is_number(momentum) and 0 <= momentum <= 1 and is_number(eps) and 0 <= eps < math.inf
+        if not (is_whole(num_features) and legal):
             raise SettingError(
                 "expected at least 1 feature, a momentum in [0, 1] and an eps of at least 0, "
-                f"got {num_features}, {momentum} and {eps}"
+                f"got {num_features!r}, {momentum!r} and {eps!r}"
             )
         self.num_features, self.momentum, self.eps = num_features, momentum, eps
         self.weight = nn.Parameter(torch.empty(1, num_features, 1, 1))
@@ -301,8 +306,12 @@ class VectorFieldBatchNorm2d(SharesStatistics, nn.Module):
     def forward(self, x: Tensor) -> VectorField:
         """Normalise ``(B, C, 2, H, W)``."""
         self._check_input(x)
-        variance = self._tracked_variance(x) if self.training else self.running_var.flatten()
+        variance = self._tracked_variance(x) if self._learns_from(x) else self.running_var.flatten()
         return vector_field_batch_norm2d(x, variance, self.weight.flatten(), eps=self.eps)
+
+    def _learns_from(self, x: Tensor) -> bool:
+        """Whether there are vectors whose variance counts, here or in other processes."""
+        return self.training and (self.process_group is not None or x.shape[0] > 0)
 
     def _tracked_variance(self, x: Tensor) -> Tensor:
         variance, count = self._variance(x)
@@ -325,7 +334,7 @@ class VectorFieldBatchNorm2d(SharesStatistics, nn.Module):
                 f"VectorFieldBatchNorm2d: expected a vector field (B, {self.num_features}, 2, H, W), "
                 f"got {tuple(x.shape)}"
             )
-        if self.training and self.process_group is None and x[:, 0, 0].numel() < 2:
+        if self.training and self.process_group is None and x[:, 0, 0].numel() == 1:
             raise ShapeError(
                 "VectorFieldBatchNorm2d: expected more than one vector a channel in training, "
                 f"got {tuple(x.shape)}; a variance needs two, use larger batches or eval()"
@@ -341,8 +350,7 @@ class _VectorFieldDropout(nn.Module):
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
-        if not 0 <= p < 1:
-            raise SettingError(f"expected a probability p with 0 <= p < 1, got {p}")
+        check_probability("", p)
         self.p = p
 
     def forward(self, x: Tensor) -> VectorField:
@@ -406,12 +414,11 @@ class VectorFieldDropout2d(_VectorFieldDropout):
 
 
 def _check_sizes(in_channels: int, out_channels: int, kernel_size: int, padding: Padding) -> None:
-    if min(in_channels, out_channels) < 1:
-        raise SettingError(f"expected at least 1 channel in and out, got {in_channels} and {out_channels}")
-    if kernel_size < 1 or kernel_size % 2 == 0:
+    if not (is_whole(in_channels) and is_whole(out_channels)):
         raise SettingError(
-            f"expected an odd kernel_size, got {kernel_size}; a centred filter needs a central pixel"
+            f"expected at least 1 channel in and out, got {in_channels!r} and {out_channels!r}"
         )
+    check_odd("kernel_size", kernel_size)
     ConvGeometry(padding=padding)
 
 

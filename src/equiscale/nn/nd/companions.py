@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from equiscale._typing import Projection
 from equiscale.errors import SettingError, ShapeError
 from equiscale.functional import scale_avg_pool_nd, scale_dropout_nd, scale_max_pool_nd, scale_projection_nd
+from equiscale.functional.checks import check_probability, check_tensor
 from equiscale.functional.nd import AXES, check_scale_map_nd
 from equiscale.functional.pool import check_window
 from equiscale.nn.sync_norm import SharesStatistics, normalized
@@ -63,8 +64,7 @@ class _Project(_OfScaleMaps):
 class _Dropout(_OfScaleMaps):
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
-        if not 0 <= p < 1:
-            raise SettingError(f"expected a probability p with 0 <= p < 1, got {p}")
+        check_probability("", p)
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,6 +82,7 @@ class _Norm(SharesStatistics, nn.BatchNorm3d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise the scale map; in training by the statistics of the batch."""
+        check_tensor(type(self).__name__, input)
         if input.ndim != self.ndim + 3 or input.shape[1] != self.num_features:
             raise ShapeError(
                 f"{type(self).__name__}: expected a scale map "

@@ -6,12 +6,17 @@ import torch
 from torch import Tensor
 
 from equiscale.basis import SteerableBasis, sample_nd
-from equiscale.errors import SettingError
 from equiscale.functional import GeometryOptions
 from equiscale.functional.algorithms import FilterCache
 from equiscale.functional.geometry import ConvGeometry
 from equiscale.functional.nd import ConvolutionNd, convolve_nd
-from equiscale.nn.steerable import DEFAULT_BASIS, FilterWeights, check_channels
+from equiscale.nn.steerable import (
+    DEFAULT_BASIS,
+    FilterWeights,
+    check_channels,
+    check_family,
+    check_scale_size,
+)
 from equiscale.scales import ScaleGrid
 
 
@@ -49,8 +54,7 @@ class SteerableConvNd(FilterWeights):
         **geometry: Unpack[GeometryOptions],
     ) -> None:
         super().__init__()
-        if not isinstance(grid, ScaleGrid):
-            raise SettingError(f"expected a ScaleGrid, got {grid!r}; write grid=ScaleGrid({grid!r})")
+        check_family(kernel_size, grid, basis)
         self.geometry = ConvGeometry(**geometry)
         self.geometry.refuse(
             projection="only the layers for images take the maximum over scales in passing",
@@ -132,10 +136,7 @@ class _ScaleConv(SteerableConvNd):
         super().__init__(
             in_channels, out_channels, kernel_size=kernel_size, grid=grid, basis=basis, **geometry
         )
-        if not 1 <= scale_size <= len(grid):
-            raise SettingError(
-                f"expected a scale_size of 1 to {len(grid)}, the grid's scales, got {scale_size}"
-            )
+        check_scale_size(scale_size, len(grid))
         channels = in_channels // self.geometry.groups
         self.scale_size = scale_size
         self._make_parameters((out_channels, channels, scale_size, len(self.basis)), bias)
