@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 SOURCES := src tests benchmarks examples tools docs/conf.py docs/generate.py docs/figures
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev reproduce test fuzz audit docs figures check lint types format readme clean
+.PHONY: ddp-test help install install-dev reproduce test fuzz audit docs figures check lint types format readme clean slurm-test
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,6 +50,12 @@ audit: $(VENV)/installed-dev ## Compare the pinned versions with the published a
 	@$(PIP) --group audit
 	@$(BIN)/pip-audit --strict --disable-pip --no-deps --progress-spinner off --requirement constraints.txt || \
 	  { echo "Not clean: a version has an advisory, or the advisories of PyPI could not be reached; see above."; exit 1; }
+
+slurm-test: $(VENV)/installed-dev ## A disturbed sweep on a real Slurm of two nodes (minutes; needs its packages)
+	@CI=true EQUISCALE_SLURM_TEST=long $(BIN)/pytest --numprocesses 0 --quiet --durations 5 tests/cluster
+
+ddp-test: $(VENV)/installed-dev ## Run the tests of one training over several processes, from the command line too
+	@EQUISCALE_DDP_TESTS=1 $(BIN)/pytest --quiet -n 0 tests/nn/test_sync_norm.py tests/train/test_distributed.py tests/train/ddp
 
 lint: $(VENV)/installed-dev ## Check format and style
 	@$(BIN)/ruff format --check --quiet $(SOURCES)

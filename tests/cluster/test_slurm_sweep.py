@@ -95,7 +95,7 @@ def test_a_sweep_finishes_although_elements_are_preempted_and_killed_and_a_node_
     until(lambda: works(submission, 0, claims) and works(submission, 1, claims), "work on both nodes")
     assert {state.node for state in job_states(submission)[:2]} == {"node1", "node2"}
 
-    until(lambda: list((folder / "small" / "checkpoints").iterdir()), "a checkpoint")
+    until(lambda: list((folder / "small" / "checkpoints").glob("*")), "a checkpoint")
     ask("scancel", "--signal=USR2", submission.names[0])  # its time is nearly over
     until(lambda: works(submission, 2, claims), "the third element, where the first one was")
     for pid in reversed(descendants(pid_of(submission, 1))):
@@ -109,7 +109,7 @@ def test_a_sweep_finishes_although_elements_are_preempted_and_killed_and_a_node_
     assert [state.state for state in states] == ["COMPLETED", "FAILED", "COMPLETED"]
     assert [state.starts for state in states] == [2, 1, 1]
     assert states[0].node != node, "a drained node takes no more jobs"
-    assert list((folder / "small" / "checkpoints").iterdir()) == []
+    assert list((folder / "small" / "checkpoints").glob("*")) == []
     assert claims.held() == {}
     records = sorted(path.name for path in (folder / "small").glob("*.json"))
     assert records == sorted(record_path(folder, run).name for run in runs)

@@ -26,7 +26,7 @@ def status(
     ] = None,
     results: Results = DEFAULT_RESULTS,
 ) -> None:
-    """The state of every element of a submission, and the runs it works on; or all submissions."""
+    """The state of every element of a submission, and the runs under way; or all submissions."""
     from equiscale.experiments.jobs import find_submission, read_submissions
 
     with errors_as_messages():
@@ -75,22 +75,21 @@ def _show_elements(submission: "Submission") -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from equiscale.experiments.cluster import as_text
-    from equiscale.experiments.jobs import job_states
+    from equiscale.experiments.jobs import as_text, job_states, runs_under_way
 
     console = Console(highlight=False)
     console.print(escape(f"{submission.job}: {as_text(submission.command)}"), soft_wrap=True)
     console.print(escape(f"submitted {submission.submitted}; logs in {submission.logs}"), soft_wrap=True)
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("element", "state", "node", "time", "starts", "exit", "works on"):
+    for heading in ("element", "state", "node", "time", "starts", "exit"):
         table.add_column(heading, overflow="fold")
-    for state in job_states(submission):
-        starts = str(state.starts or "")
-        runs = "\n".join(state.working_on)
-        table.add_row(
-            *map(escape, (state.element, state.state, state.node, state.time, starts, state.exit, runs))
-        )
+    states = job_states(submission)
+    for state in states:
+        cells = (state.element, state.state, state.node, state.time, str(state.starts or ""), state.exit)
+        table.add_row(*map(escape, cells))
     console.print(table)
+    for host, runs in runs_under_way(submission, states).items():
+        console.print(escape(f"under way on {host}: {', '.join(runs)}"), soft_wrap=True)
 
 
 def _show_submissions(submissions: "list[Submission]", results: Path) -> None:

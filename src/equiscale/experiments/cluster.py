@@ -7,7 +7,6 @@ owns runs: claims in the results folder keep them apart.
 import io
 import os
 import re
-import shlex
 import shutil
 import sys
 import tempfile
@@ -385,13 +384,3 @@ def own_command(*arguments: str) -> tuple[str, ...]:
         ('-m', 'equiscale', 'list')
     """
     return (sys.executable, "-m", "equiscale", *arguments)
-
-
-def as_text(command: Sequence[str]) -> str:
-    """A command as one would type it.
-
-    Example:
-        >>> as_text(["equiscale", "--models", "mnist_*"])
-        "equiscale --models 'mnist_*'"
-    """
-    return shlex.join(command)

@@ -1,8 +1,9 @@
 """What was submitted to Slurm, and what has become of it."""
 
 import re
+import shlex
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from equiscale._files import atomic_path
 from equiscale.errors import RecordError, SettingError
+from equiscale.experiments.claims import Claims
 from equiscale.experiments.element import read_state
 
 FOLDER: Final = "jobs"  # beside the records of a suite
@@ -74,7 +76,7 @@ class JobState:
         time: How long it has run since its last start, as Slurm writes it.
         exit: How it ended: a status, or "signal" and its number; empty while it has not.
         starts: How often it was started.
-        working_on: The runs that it has claimed.
+        host: The machine of its last start, as it calls itself.
     """
 
     element: str
@@ -83,7 +85,7 @@ class JobState:
     time: str = ""
     exit: str = ""
     starts: int = 0
-    working_on: tuple[str, ...] = ()
+    host: str = ""
 
     @property
     def over(self) -> bool:
@@ -137,6 +139,19 @@ def job_states(submission: Submission) -> list[JobState]:
     ]
 
 
+def runs_under_way(submission: Submission, states: Sequence[JobState]) -> dict[str, list[str]]:
+    """Machine -> runs that are claimed there, of the machines on which elements of a submission run.
+
+    A claim names its machine; of several elements on one machine it is not known which of them has it.
+    """
+    hosts = {state.host for state in states if state.state == "RUNNING"}
+    found: dict[str, list[str]] = {}
+    for run, holder in sorted(Claims(submission.logs.parent.parent / "claims").held().items()):
+        if holder is not None and holder.host in hosts:
+            found.setdefault(holder.host, []).append(run)
+    return found
+
+
 def _with_last_word(state: JobState, submission: Submission) -> JobState:
     """Fill in what the element itself has written down."""
     word = read_state(submission.logs, state.element)
@@ -150,7 +165,7 @@ def _with_last_word(state: JobState, submission: Submission) -> JobState:
         time=state.time,
         exit=(state.exit or own) if state.state in OVER or state.state == "UNKNOWN" else "",
         starts=word.starts,
-        working_on=(),
+        host=word.host,
     )
 
 
@@ -246,6 +261,16 @@ def cancel(submission: Submission) -> None:
     if done.returncode:
         said = done.stderr.strip()
         raise SettingError(f"expected Slurm to cancel job {submission.job}, got {said!r}; see jobs status")
+
+
+def as_text(command: Sequence[str]) -> str:
+    """A command as one would type it.
+
+    Example:
+        >>> as_text(["equiscale", "--models", "mnist_*"])
+        "equiscale --models 'mnist_*'"
+    """
+    return shlex.join(command)
 
 
 class LogReader:
