@@ -21,6 +21,9 @@ from pathlib import Path
 
 import pytest
 
+LONG = pytest.mark.skipif(
+    os.environ.get("EQUISCALE_SLURM_TEST") != "long", reason="minutes long; run it with: make slurm-test"
+)
 PACKAGES = "slurmctld slurmd slurm-client munge"
 NODES = ("node1", "node2")
 _PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))

@@ -14,8 +14,10 @@ from equiscale.cli import app
 from equiscale.errors import SettingError
 from equiscale.experiments.cluster import SlurmSettings, submit
 from equiscale.experiments.element import first_of_nodes, read_state
-from equiscale.experiments.jobs import Submission, cancel, find_submission, job_states
+from equiscale.experiments.jobs import Submission, cancel, find_submission, job_states, read_submissions
+from equiscale.experiments.records import read_record
 from tests.cluster.slurm import ask, wait_for
+from tests.experiments.conftest import SMALL_SUITE
 
 pytestmark = pytest.mark.usefixtures("slurm")
 
@@ -186,3 +188,27 @@ def test_a_job_that_is_over_cannot_be_cancelled() -> None:
 @pytest.mark.parametrize("nodes", ["node1", "gpu[03-05,9],login", "a[1-2]b[7-9]", "x,y[1-2]"])
 def test_the_first_node_is_that_which_slurm_names_first(nodes: str) -> None:
     assert first_of_nodes(nodes) == ask("scontrol", "show", "hostnames", nodes).split()[0]
+
+
+def test_the_command_line_submits_itself_and_what_is_finished_is_not_submitted_again() -> None:
+    Path("small.toml").write_text(SMALL_SUITE)
+    command = ["reproduce", "small.toml", "--realisations", "0", "--epochs", "1", "--engine", "slurm"]
+    options = ["--time", "10", "--cpus-per-task", "1"]
+    done = CliRunner().invoke(app, [*command, *options])
+    assert done.exit_code == 0, done.output
+    (submission,) = read_submissions(Path("runs"))
+    assert submission.command[1:] == (
+        "-m", "equiscale", "reproduce", "small.toml", "--realisations", "0", "--epochs", "1", "--no-wait",
+    )  # fmt: skip
+    assert f"submitted one job as {submission.job}; logs in {submission.logs}" in done.output
+    assert "expected a results folder that all nodes share, got runs under /tmp" in done.output
+    wait_for(lambda: "under way on" in jobs("status", submission.job)[1], "its claim", seconds=120)
+    assert "mnist_cnn_28-r0-s0-e1-" in jobs("status", submission.job)[1]
+    wait_for(lambda: states(submission) == ["COMPLETED"], "the end", seconds=120)
+    (record,) = Path("runs/small").glob("*.json")
+    assert read_record(record).status == "finished"
+
+    again = CliRunner().invoke(app, [*command, *options])
+    assert again.exit_code == 0
+    assert "all of 1 runs have records in runs/small; nothing was submitted" in again.output
+    assert len(read_submissions(Path("runs"))) == 1

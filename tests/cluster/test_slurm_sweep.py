@@ -23,16 +23,10 @@ from equiscale.experiments.plan import plan_runs
 from equiscale.experiments.records import read_record, record_path
 from equiscale.experiments.spec import load_suite
 from equiscale.experiments.worker import claims_of
-from tests.cluster.slurm import ask, wait_for
+from tests.cluster.slurm import LONG, ask, wait_for
 from tests.experiments.conftest import SMALL_SUITE
 
-pytestmark = [
-    pytest.mark.usefixtures("slurm"),
-    pytest.mark.skipif(
-        os.environ.get("EQUISCALE_SLURM_TEST") != "long", reason="minutes long; run it with: make slurm-test"
-    ),
-    pytest.mark.timeout(1200),
-]
+pytestmark = [LONG, pytest.mark.usefixtures("slurm"), pytest.mark.timeout(1200)]
 
 MORE = """
 [[methods]]
