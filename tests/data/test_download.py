@@ -1,5 +1,13 @@
+import contextlib
 import hashlib
+import os
+import shutil
 import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -147,3 +155,170 @@ def test_refuses_settings_that_cannot_work(tmp_path: Path) -> None:
         fetch_file([], tmp_path / "file")
     with pytest.raises(SettingError, match=r"expected a checksum like 'md5:…' .* got 'crc32:00'"):
         fetch_file(["http://127.0.0.1/"], tmp_path / "file", checksum="crc32:00")
+
+
+# --- servers that lie ---
+
+
+def answering(*answers: bytes) -> str:
+    """The url of a server that answers its requests with these bytes, in turn."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    listening.settimeout(5)
+
+    def serve() -> None:
+        with listening, contextlib.suppress(OSError):
+            for answer in answers:
+                connection, _ = listening.accept()
+                with connection:
+                    connection.recv(10_000)
+                    connection.sendall(answer)
+
+    threading.Thread(target=serve, daemon=True).start()
+    return f"http://127.0.0.1:{listening.getsockname()[1]}/file"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://example.org/a",
+        "ftp://example.org/a",
+        "https:///a",
+        "http://127.0.0.1.example.org/a",
+        "https://[x",
+    ],
+)
+def test_nothing_but_tls_is_asked(url: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        SettingError, match=r"expected an https url, got '.*'; http is taken from this machine"
+    ):
+        fetch_file([url], tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "http://example.org/a",
+        "ftp://example.org/a",
+        "file:///etc/passwd",
+        "//[",
+        "https://" + "a" * 70 + ".org/",
+    ],
+)
+def test_no_redirect_leads_out_of_tls(place: str, tmp_path: Path) -> None:
+    answer = f"HTTP/1.1 302 Found\r\nLocation: {place}\r\nContent-Length: 0\r\n\r\n".encode()
+    url = answering(answer, answer, answer)
+    with pytest.raises(DataError, match=r"from one of its mirrors, got none: "):
+        fetch_file([url], tmp_path / "file", checksum="md5:00", timeout=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_redirect_on_this_machine_is_followed(server: SimpleNamespace, tmp_path: Path) -> None:
+    answer = f"HTTP/1.1 302 Found\r\nLocation: {server.url}/good\r\nContent-Length: 0\r\n\r\n".encode()
+    fetch_file([answering(answer)], tmp_path / "file", checksum=sha256(server.content))
+    assert (tmp_path / "file").read_bytes() == server.content
+
+
+@pytest.mark.parametrize("length", ["²", "-1", "1" * 5000, "x", "99999999999999999999"])
+def test_a_length_that_is_none_is_not_believed(length: str, tmp_path: Path) -> None:
+    answer = f"HTTP/1.0 200 OK\r\nContent-Length: {length}\r\n\r\nbytes".encode("latin-1")
+    try:
+        fetch_file([answering(*[answer] * 3)], tmp_path / "file", checksum=sha256(b"bytes"), timeout=1)
+    except DataError:
+        assert not (tmp_path / "file").exists()
+    else:
+        assert (tmp_path / "file").read_bytes() == b"bytes"
+
+
+@pytest.mark.parametrize("announced", [b"", b"Content-Length: 1000\r\n", b"Transfer-Encoding: chunked\r\n"])
+def test_more_bytes_than_announced_or_allowed_are_not_taken(announced: bytes, tmp_path: Path) -> None:
+    body = bytes(200_000)
+    if b"chunked" in announced:
+        body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    answer = b"HTTP/1.1 200 OK\r\n" + announced + b"\r\n" + body
+    with pytest.raises(DataError, match=r"expected at most 1500 bytes, got|expected md5:00, found"):
+        fetch_file([answering(*[answer] * 3)], tmp_path / "file", checksum="md5:00", max_bytes=1500)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_checksum_and_length_nothing_is_believed(tmp_path: Path) -> None:
+    """A connection that was cut looks like one that has ended."""
+    answer = b"HTTP/1.0 200 OK\r\n\r\nhalf a fi"
+    with pytest.raises(DataError, match="expected the length of a file without a checksum, got none"):
+        fetch_file([answering(answer)], tmp_path / "file")
+    assert list(tmp_path.iterdir()) == []
+    fetch_file([answering(answer)], tmp_path / "file", checksum=sha256(b"half a fi"))
+
+
+def test_without_checksum_an_earlier_part_is_not_believed(server: SimpleNamespace, tmp_path: Path) -> None:
+    (tmp_path / "file.part").write_bytes(b"x" * 1000)
+    fetch_file([f"{server.url}/good"], tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == server.content
+    assert server.ranges == [("/good", None)]
+
+
+def test_all_mirrors_that_failed_are_told_in_one_error(server: SimpleNamespace, tmp_path: Path) -> None:
+    urls = [f"{server.url}/missing", f"{server.url}/wrong", f"{server.url}/missing?2"]
+    with pytest.raises(ChecksumError) as caught:
+        fetch_file(urls, tmp_path / "file", checksum="md5:00")
+    assert all(url in str(caught.value) for url in urls)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- TLS ---
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate of this machine that it has signed itself, with its key, made for this run."""
+    if shutil.which("openssl") is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("needs the program openssl")
+    folder = tmp_path_factory.mktemp("tls")
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout key -out cert"
+    names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    subprocess.run([*command.split(), *names], cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture
+def tls_url(certificate: Path, server: SimpleNamespace) -> Iterator[str]:
+    """One file over TLS."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate / "cert", certificate / "key")
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(server.content)))
+            self.end_headers()
+            self.wfile.write(server.content)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, *_: object) -> None:
+            """A client that does not trust us hangs up."""
+
+    with Server(("127.0.0.1", 0), Handler) as http:
+        http.socket = context.wrap_socket(http.socket, server_side=True)
+        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"https://localhost:{http.server_address[1]}/file"
+        http.shutdown()
+        thread.join()
+
+
+def test_a_server_that_no_one_vouches_for_is_not_believed(
+    tls_url: str, server: SimpleNamespace, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=r"file: .*certificate verify failed"):
+        fetch_file([tls_url], tmp_path / "file", checksum=sha256(server.content), timeout=5)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_is_vouched_for_is(
+    tls_url: str, server: SimpleNamespace, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate / "cert"))
+    fetch_file([tls_url], tmp_path / "file", checksum=sha256(server.content), timeout=5)
+    assert (tmp_path / "file").read_bytes() == server.content

@@ -1,5 +1,6 @@
 """A folder of one's own: what is read, what is left out, what is refused, and when it is read again."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -269,3 +270,33 @@ def test_statistics_of_many_chunks() -> None:
     assert mean == pytest.approx((images / 255).mean((0, 2, 3)).tolist(), abs=6e-5)
     assert std == pytest.approx((images / 255).std((0, 2, 3)).tolist(), abs=6e-5)
     assert min(channel_statistics(np.zeros((1, 3, 2, 2), np.uint8))[1]) > 0
+
+
+def test_links_in_circles_are_left_out(tree: Path) -> None:
+    circle = tree / "train" / "cat" / "circle.png"
+    circle.symlink_to(circle)
+    assert len(load_folder(tree, split="train", size=8)) == 9
+    (tree / "val").symlink_to(tree / "val")
+    with pytest.raises(DataError, match=r"expected val inside .*, got a link that leads out of it"):
+        load_folder(tree, split="train", size=8)
+
+
+@pytest.mark.parametrize("name", [b"\xff.png", b"a\x1b[2J.png", b"two\nlines.png", "\u202egnp.png".encode()])
+def test_names_that_cannot_be_shown_are_refused(name: bytes, tree: Path) -> None:
+    path = os.fsencode(tree / "train" / "cat") + b"/" + name
+    os.rename(add(tree / "train" / "cat" / "new.png"), path)
+    with pytest.raises(DataError, match=r"expected names of printable characters in .*cat, got '.*'; rename"):
+        load_folder(tree, split="train", size=8)
+
+
+def test_the_home_of_nobody_is_refused() -> None:
+    with pytest.raises(SettingError, match=r"expected the path of a folder, got '~nobody-of-that-name/a': "):
+        parse_name("image-folder:~nobody-of-that-name/a")
+
+
+def test_a_manifest_without_its_notes_is_made_anew(tree: Path, tmp_path: Path) -> None:
+    load_folder(tree, split="train", size=8, root=tmp_path / "root")
+    (manifest,) = (tmp_path / "root").rglob("manifest.json")
+    stored = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**stored, "notes": {}}))
+    assert len(load_folder(tree, split="train", size=8, root=tmp_path / "root")) == 9

@@ -1,7 +1,9 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from equiscale.data.scale_recipe import Split
 from equiscale.data.store import (
     MANIFEST,
     arrays_checksum,
+    map_bytes,
     open_splits,
     read_manifest,
     save_splits,
@@ -153,3 +156,115 @@ def test_the_quicker_of_two_processes_wins(tmp_path: Path, monkeypatch: pytest.M
     other = {"train": splits()["test"]}
     with pytest.raises(OSError, match="Directory not empty"):
         save_splits(folder, "pictures", other)
+
+
+# --- folders of anyone ---
+
+
+@pytest.mark.parametrize("name", ["../a", "/etc/passwd", "..", ".", "", "a\0b", "a\x1b[2J", "\udcff", "a/b"])
+def test_a_manifest_names_only_the_files_beside_it(name: str, tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    change(folder, lambda stored: stored["files"].update({name: stored["files"]["train-images.npy"]}))
+    with pytest.raises(DataError, match=r"expected a manifest in .*, got: .*expected the name of a file"):
+        read_manifest(folder, mend="")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("dataset", 1), ("checksum", None), ("notes", []), ("version", True), ("files", []), ("files", None)],
+)
+def test_a_manifest_of_other_types_is_refused(field: str, value: object, tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    change(folder, lambda stored: stored.update({field: value}))
+    with pytest.raises(DataError, match=r"expected a manifest in .*, got: (TypeError|AttributeError)"):
+        read_manifest(folder, mend="")
+
+
+@pytest.mark.parametrize("stamp", [{}, {"size": "3", "mtime_ns": 1, "checksum": "x"}, {"size": 1}, None, 5])
+def test_a_stamp_of_other_types_is_refused(stamp: object, tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    change(folder, lambda stored: stored["files"].update({"train-images.npy": stamp}))
+    with pytest.raises(DataError, match=r"expected a manifest in .*, got: TypeError"):
+        read_manifest(folder, mend="")
+
+
+def test_a_manifest_that_is_deep_or_long_is_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    (folder / MANIFEST).write_text("[" * 100_000)
+    with pytest.raises(DataError, match=r"expected a manifest in .*, got: RecursionError"):
+        read_manifest(folder, mend="")
+    with (folder / MANIFEST).open("r+b") as file:
+        file.truncate((64 << 20) + 1)
+    with pytest.raises(DataError, match="expected a manifest of at most 67108864 bytes, got 67108865"):
+        read_manifest(folder, mend="")
+
+
+def change(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    stored = json.loads((folder / MANIFEST).read_text())
+    edit(stored)
+    (folder / MANIFEST).write_text(json.dumps(stored))
+
+
+@pytest.mark.parametrize(
+    ("shape", "descr", "message"),
+    [
+        ((10**13,), "|u1", "is shorter than its header says"),
+        ((2**40, 2**40), "|u1", "is shorter than its header says"),
+        ((0, 10**30), "|u1", "is shorter than its header says"),
+        ((-1, -5), "|u1", "is shorter than its header says"),
+        ((1,), "|O", "values of type object on 1 axes"),
+        ((1,), "|V4", "values of type"),
+        ((1,) * 9, "|u1", "values of type uint8 on 9 axes"),
+        ((2.5,), "|u1", "(no header of an array|shape)"),
+    ],
+)
+@pytest.mark.parametrize("file", ["images", "labels"])
+def test_an_array_is_compared_with_its_file_before_memory_is_taken(
+    shape: tuple[Any, ...], descr: str, message: str, file: str, tmp_path: Path
+) -> None:
+    folder = saved(tmp_path)
+    with (folder / f"train-{file}.npy").open("wb") as stream:
+        header = {"descr": descr, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(stream, header)
+        stream.write(bytes(64))
+    with pytest.raises(DataError, match=rf"expected arrays of the split train in .*, got: .*{message}"):
+        open_splits(folder, ["train"], mend="")
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        (np.zeros((6, 3, 4, 5), np.uint8), np.arange(5)),
+        (np.zeros((6, 3, 4, 5), np.float32), np.arange(6)),
+        (np.zeros((6, 3, 4, 5), np.uint8), np.zeros(6)),
+        (np.zeros((6, 3), np.uint8), np.arange(6)),
+        (np.zeros((6, 3, 4, 5), np.uint8), np.zeros((6, 1), np.int64)),
+    ],
+)
+def test_images_and_labels_fit_each_other(
+    images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], tmp_path: Path
+) -> None:
+    folder = saved(tmp_path)
+    np.save(folder / "train-images.npy", images)
+    np.save(folder / "train-labels.npy", labels)
+    with pytest.raises(DataError, match=r"expected images of bytes and as many labels of the split train"):
+        open_splits(folder, ["train"], mend="")
+
+
+def test_an_archive_in_the_place_of_an_array_is_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    np.savez(folder / "a.npz", a=np.zeros((6, 3, 4), np.uint8))
+    (folder / "a.npz").rename(folder / "train-images.npy")
+    with pytest.raises(DataError, match=r"expected arrays of the split train in .*, got: the magic string"):
+        open_splits(folder, ["train"], mend="")
+    np.save(folder / "train-images.npy", np.asfortranarray(np.zeros((6, 3, 4), np.uint8)))
+    with pytest.raises(DataError, match="an array by columns, not by rows"):
+        open_splits(folder, ["train"], mend="")
+
+
+def test_mapped_bytes_are_as_many_as_the_shape_says(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(bytes(6))
+    assert map_bytes(tmp_path / "a", (2, 3)).shape == (2, 3)
+    for shape in ((7,), (5,), (2**40, 2**40)):
+        with pytest.raises(DataError, match=r"expected \d+ bytes in .*a, got 6; prepare the data again"):
+            map_bytes(tmp_path / "a", shape)

@@ -226,6 +226,7 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
         newurl: str,
     ) -> urllib.request.Request | None:
         if not _is_safe(newurl):
+            fp.close()
             raise DataError(f"{req.full_url}: expected a redirect to https, got one to {newurl!r}")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 

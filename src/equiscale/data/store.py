@@ -259,7 +259,7 @@ def _check_kind(name: str, value: object, kind: type) -> None:
 
 def _plain(name: str) -> str:
     """A manifest speaks of the files beside it and of no others."""
-    if Path(name).name != name or name == ".." or not name.isprintable():
+    if Path(name).name != name or name in ("", "..") or not name.isprintable():
         raise ValueError(f"expected the name of a file, got {name!r}")
     return name
 
