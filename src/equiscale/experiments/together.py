@@ -1,5 +1,7 @@
 """One training that several processes do together, as torchrun or a cluster started them."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +11,13 @@ from rich.markup import escape
 
 from equiscale._machine import available_cores, keep_memory
 from equiscale.errors import SettingError, TrainingStoppedError
+from equiscale.experiments.claims import Claim, Claims
 from equiscale.experiments.execute import RunOptions, execute_run
 from equiscale.experiments.progress import print_result
 from equiscale.experiments.records import RunRecord, RunSettings
 from equiscale.experiments.runner import Jobs, check_device, is_finished, prepare_options
-from equiscale.experiments.stopping import StopRequest, stop_on_signals
+from equiscale.experiments.stopping import stop_on_signals
+from equiscale.experiments.worker import claims_of
 from equiscale.train import EpochResult
 from equiscale.train.distributed import Processes, local_rank, local_size, processes
 
@@ -50,10 +54,12 @@ def train_together(
             return 0
         console.print(f"training in {together.size} processes: {escape(settings.run_id)}")
         try:
-            record = _execute(settings, options, console, stop)
+            with _claimed(settings, options, together) as is_lost:
+                record = _execute(settings, options, console, lambda: stop() or is_lost())
         except TrainingStoppedError as error:
             console.print(f"{error}; the same command goes on from the checkpoint")
-            return 128 + max(_signals(together, stop.signal))
+            asked = max(_signals(together, stop.signal))
+            return 128 + asked if asked else 1
         return _told(record, folder, console)
 
 
@@ -72,7 +78,27 @@ def own_device(device: str) -> str:
     return check_device(f"cuda:{local_rank()}") if chosen == "cuda" else chosen
 
 
-def _execute(settings: RunSettings, options: RunOptions, console: Console, stop: StopRequest) -> RunRecord:
+@contextmanager
+def _claimed(settings: RunSettings, options: RunOptions, together: Processes) -> Iterator[Callable[[], bool]]:
+    """Claim the run, in the first process for all; whether another worker has taken it since."""
+    claim: Claim | None = None
+    if together.rank == 0:
+        claim = Claims(claims_of(options.folder, settings.suite), options.lease).claim(settings.run_id)
+    try:
+        if together.any(together.rank == 0 and claim is None):
+            raise SettingError(
+                f"expected a run that nobody else does, got {settings.run_id}, which another worker has "
+                "claimed; wait until it has ended"
+            )
+        yield lambda: claim is not None and claim.is_lost
+    finally:
+        if claim is not None:
+            claim.release()
+
+
+def _execute(
+    settings: RunSettings, options: RunOptions, console: Console, stop: Callable[[], bool]
+) -> RunRecord:
     keep_memory()
     torch.backends.cudnn.benchmark = True  # every batch but an epoch's last has the same shape
 
