@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 
 SPLITS = {"train": 21, "val": 7, "test": 5}  # images a class, of three: none can be halved
 EPOCHS = 3
-# Rounding of single precision, which every step makes larger; for float64 see tests/train/test_distributed.py.
+# Rounding of single precision, which every step makes larger; tests/train/test_distributed.py has float64.
 CLOSE = 1e-3
 PATIENCE = 120.0
 
