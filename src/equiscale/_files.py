@@ -1,6 +1,7 @@
 """Files that appear under their final name only when they are complete, and the folder for cached ones."""
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Final
 
 _FOLDERS_OPEN: Final = os.name == "posix"  # elsewhere a folder cannot be opened
 _MANY: Final = 1_000
+_TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]{32}\.tmp", re.DOTALL)
 
 
 def user_cache() -> Path:
@@ -53,6 +55,16 @@ def atomic_path(target: Path) -> Iterator[Path]:
         publish(temporary, target)
     finally:
         _remove(temporary)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a path is one that `atomic_path` gave, and a process that died left behind.
+
+    Example:
+        >>> is_temporary(Path(".numbers.txt.5d41402abc4b2a76b9719d911017c592.tmp"))
+        True
+    """
+    return _TEMPORARY.fullmatch(path.name) is not None
 
 
 def publish(temporary: Path, target: Path) -> None:

@@ -6,6 +6,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from equiscale.experiments.records import (
+    DataRecord,
+    EpochRecord,
+    Provenance,
+    RunRecord,
+    RunSettings,
+    TestRecord,
+    encode_predictions,
+)
+from equiscale.experiments.spec import Protocol
+
 SMALL_SUITE = """
 name = "small"
 title = "A small suite"
@@ -24,6 +35,46 @@ lr_gamma = 0.1
 name = "CNN"
 cells = { "28×28" = { model = "mnist_cnn_28", augment = "none" } }
 """
+
+
+def make_record(*, realisation: int = 0, error: float = 2.0) -> RunRecord:
+    """A finished run of the small suite, as it could have been."""
+    protocol = Protocol(epochs=3, batch_size=250, learning_rate=0.01, lr_steps=(2,), lr_gamma=0.1)
+    return RunRecord(
+        status="finished",
+        settings=RunSettings(
+            suite="small",
+            dataset="digits-scale",
+            model="mnist_cnn_28",
+            augment="none",
+            realisation=realisation,
+            protocol=protocol,
+        ),
+        parameters=494_549,
+        data=DataRecord(checksum="0" * 64, train=1000, validation=197, test=600),
+        epochs=tuple(
+            EpochRecord(
+                epoch=epoch,
+                learning_rate=0.01,
+                train_loss=1 / epoch,
+                train_error=error,
+                validation_error=error,
+                seconds=1.5,
+            )
+            for epoch in (1, 2, 3)
+        ),
+        test=TestRecord(epoch=3, error=error, predictions=encode_predictions([0] * 600)),
+        provenance=Provenance(
+            versions={"torch": "2.13.0"},
+            machine={"device": "cpu"},
+            commit=None,
+            clean=None,
+            started="2026-01-01T00:00:00+00:00",
+            finished="2026-01-01T00:01:00+00:00",
+            train_seconds=4.5,
+            test_seconds=1.0,
+        ),
+    )
 
 
 @pytest.fixture

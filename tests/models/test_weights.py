@@ -204,12 +204,13 @@ def test_the_callers_generator_is_left_alone(tiny: nn.Module, file: Path) -> Non
 def test_a_failed_save_leaves_the_old_file(
     tiny: nn.Module, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def cut(tensors: object, path: Path, metadata: object) -> None:
-        Path(path).write_bytes(b"half a file")
+    def cut(path: Path, content: bytes) -> None:
+        with path.open("wb") as opened:
+            opened.write(content[:100])
         raise OSError("disk full")
 
     old = file.read_bytes()
-    monkeypatch.setattr("equiscale.models.weights_file.save_file", cut)
+    monkeypatch.setattr(Path, "write_bytes", cut)
     with pytest.raises(OSError, match="disk full"):
         save(tiny, file)
     assert file.read_bytes() == old

@@ -5,7 +5,7 @@ A file a group of commands; each adds its own to the program, in the order of th
 
 # isort: off
 from equiscale.cli.app import app
-from equiscale.cli import catalogue, data, training, results, bench, check, choose, export, jobs
+from equiscale.cli import catalogue, data, training, results, bench, check, choose, export, jobs, records
 
 __all__ = [
     "app",
@@ -17,6 +17,7 @@ __all__ = [
     "export",
     "jobs",
     "main",
+    "records",
     "results",
     "training",
 ]

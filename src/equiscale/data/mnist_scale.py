@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from equiscale._files import atomic_path
 from equiscale._machine import available_cores
@@ -220,7 +220,7 @@ def _make(job: _Job) -> Prepared:
     png_md5 = pngs_checksum(pngs)
     _check_published(job, splits, png_md5)
     with atomic_path(job.path) as path:
-        save_file(_tensors(splits), path, metadata=_metadata(job.realisation, png_md5))
+        path.write_bytes(save(_tensors(splits), _metadata(job.realisation, png_md5)))
     if job.png:
         _write_pngs(png_folder(job.root, job.realisation), pngs)
     return Prepared(job.realisation, job.path, reused=False, png_md5=png_md5)

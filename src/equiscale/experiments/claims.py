@@ -188,13 +188,10 @@ class Claims:
             newest[_parse(path.name)[0]] = path
         return {run: _holder(path) for run, path in newest.items() if run and self._is_alive(path)}
 
-    def forget_dead(self) -> list[Path]:
-        """Delete the claims of workers that are dead; returns their files."""
+    def dead(self) -> list[Path]:
+        """The files of claims whose workers are dead."""
         held = self.held()
-        dead = [path for path in sorted(self.folder.glob("*.claim")) if _parse(path.name)[0] not in held]
-        for path in dead:
-            path.unlink(missing_ok=True)
-        return dead
+        return [path for path in sorted(self.folder.glob("*.claim")) if _parse(path.name)[0] not in held]
 
     def _is_alive(self, path: Path) -> bool:
         holder = _holder(path)

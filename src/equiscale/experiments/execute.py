@@ -1,8 +1,10 @@
 """One run: data, network, training, test, record."""
 
+import errno
 import json
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from equiscale._files import atomic_path
@@ -71,6 +73,10 @@ _RESIDENT_BYTES = 8 * 2**30
 _FACTOR_EDGES = np.linspace(0.3, 1.0, 15)
 # Arguments of create_model that are no settings of a network, or are the data's.
 _GIVEN_BY_THE_DATA = {"name", "num_classes", "in_channels", "pretrained"}
+# How long a result waits for room on a full disk, and how often it looks.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_PATIENCE_SECONDS = 600.0
+_PAUSE_SECONDS = 1.0
 
 _Made = TypeVar("_Made")
 
@@ -137,8 +143,9 @@ def execute_run(
     except TrainingError as error:
         record = run.record(failure=str(error))
     if options.group.rank == 0:
-        write_record(options.folder, record)
-        checkpoint.unlink(missing_ok=True)
+        run.write(lambda: write_record(options.folder, record))
+        with suppress(OSError):  # the record is what counts
+            checkpoint.unlink(missing_ok=True)
     return record
 
 
@@ -266,7 +273,7 @@ class _Run:
         )
         if self.group.rank > 0:
             return self.record(test=test, test_seconds=seconds)
-        self._save_weights()
+        self.write(self._save_weights)
         equivariance = self._unless_it_fails(
             "equivariance", lambda: layer_equivariance(self.network, self.test)
         )
@@ -274,6 +281,19 @@ class _Run:
         return self.record(
             test=test, test_seconds=seconds, equivariance=tuple(equivariance or ()), inspection=pictures
         )
+
+    def write(self, what: Callable[[], object]) -> None:
+        """Write a result; a full disk must not cost a finished training while somebody may make room."""
+        end = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                what()
+            except OSError as error:
+                if error.errno not in _NO_ROOM or time.monotonic() > end or self.should_stop():
+                    raise
+                time.sleep(_PAUSE_SECONDS)
+            else:
+                return
 
     def _unless_it_fails(self, what: str, make: Callable[[], _Made]) -> _Made | None:
         """What is only looked at must not cost a finished training."""
@@ -391,7 +411,7 @@ class _Run:
             self.notes.append(f"weights as plain tensors: {error}")
             tensors = {name: storable(tensor) for name, tensor in self.network.state_dict().items()}
             with atomic_path(path) as temporary:
-                save_file(tensors, temporary, {"run": run})
+                temporary.write_bytes(to_bytes(tensors, {"run": run}))
 
     def _save_pictures(self, predictions: Tensor) -> str:
         target = record_path(self.options.folder, self.settings).with_suffix(".npz")

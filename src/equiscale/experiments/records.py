@@ -203,8 +203,13 @@ def record_path(folder: Path, settings: RunSettings) -> Path:
 
 
 def write_record(folder: Path, record: RunRecord) -> Path:
-    """Write a record atomically; returns its path."""
+    """Write a record atomically; returns its path.
+
+    A finished record stays: what comes after it, from a worker that was taken for dead, is the same again.
+    """
     target = record_path(folder, record.settings)
+    if target.exists() and read_record(target).status == "finished":
+        return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(target) as temporary:
         temporary.write_text(record.model_dump_json(indent=1) + "\n")

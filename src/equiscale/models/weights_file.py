@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from equiscale import __version__
@@ -101,7 +101,7 @@ def write_file(
     }
     metadata["digest"] = digest_of(metadata, tensors)
     with atomic_path(Path(path)) as temporary:
-        save_file(tensors, temporary, metadata)
+        temporary.write_bytes(save(tensors, metadata))  # whose errors are the system's
 
 
 def read_header(path: Path) -> WeightsFile:

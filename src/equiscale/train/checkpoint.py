@@ -8,7 +8,7 @@ from typing import Any, Never
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from equiscale._files import atomic_path
@@ -45,7 +45,7 @@ def save_checkpoint(
     }
     metadata = {"format": _FORMAT, "identity": identity, "progress": json.dumps(progress)}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata)
+        temporary.write_bytes(save(tensors, metadata))  # whose errors are the system's
 
 
 def load_checkpoint(path: Path, *, identity: str) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
