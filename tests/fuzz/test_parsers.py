@@ -38,6 +38,7 @@ NOT_FROM_OUTSIDE = {
     "experiments.element": "the state of one's own jobs, in one's own folder",
     "experiments.jobs": "the output of one's own jobs, in one's own folder",
     "experiments.execute": "JSON that was made two lines above",
+    "experiments.maintenance": "the check of one's own results: names in a file are listed, no array is read",
     "experiments.plan._scalar": "the user's own command line",
     "choose.step.work": "a pickle of its own parent, over a pipe",
     "choose.objects": "the user's own annotations",
