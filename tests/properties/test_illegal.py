@@ -112,7 +112,7 @@ def test_other_shapes_work_or_are_refused(name: str) -> None:
     """One axis a pixel longer or shorter, empty, or missing: never an error from within torch."""
     case = CASES[name]
 
-    @examples(1)
+    @examples(2)
     @given(uses(case))
     def check(use: Use) -> None:
         if name in OF_MODULES:
@@ -137,7 +137,7 @@ def finite(result: Any) -> None:
 def test_other_channels_are_refused_where_there_are_weights(name: str) -> None:
     case = CASES[name]
 
-    @examples(1)
+    @examples(2)
     @given(uses(case))
     def check(use: Use) -> None:
         if not has_partners(case, use) or name in OF_MODULES:

@@ -61,10 +61,11 @@ FILLS: Final[dict[str, Fill]] = {
 def operands(
     case: Case, use: Use, fill: str, dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> dict[str, Tensor]:
-    """The tensors of a use: the first filled as told, the others with moderate values."""
+    """The tensors of a use: the first filled as told, the others with moderate values or zeros."""
     generator, made = torch.Generator().manual_seed(seed), {}
     for number, (name, shape) in enumerate(use.tensors.items()):
-        how = FILLS[fill] if number == 0 or name == "skip" else _moderate
+        strange = number == 0 or name == "skip" or fill == "zeros"  # zero weights are as legal as zero images
+        how = FILLS[fill] if strange else _moderate
         values = how(shape, case.largest, generator)
         made[name] = case.domains.get(name, lambda given: given)(values).to(dtype)
     return made
