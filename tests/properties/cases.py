@@ -926,7 +926,8 @@ def _(draw: Draw) -> Use:
 @of_basis(basis.BSplineBasis)
 def _(draw: Draw) -> Use:
     e = whole(draw, 1, 3)
-    settings = {"effective_size": e, "degree": whole(draw, 0, 4), "spread": one(draw, 0.9, 1.0, 2.0)}
+    spreads = (0.9, 1.0, 2.0) if e % 2 else (1.0, 2.0)  # narrower steps fall between the pixels
+    settings = {"effective_size": e, "degree": whole(draw, 0, 4), "spread": one(draw, *spreads)}
     return sampling(draw, settings, e**2)
 
 

@@ -230,7 +230,8 @@ def rescaling_error(
         True
     """
     check_sampled("rescaling_error", basis, grid)
-    if basis.ndim != 4 or basis.shape[1] != len(grid) or basis.shape[-1] % 2 == 0:
+    square = basis.ndim == 4 and basis.shape[2] == basis.shape[3] and 0 not in basis.shape
+    if not square or basis.shape[1] != len(grid) or basis.shape[-1] % 2 == 0:
         raise BasisError(
             f"expected a basis (F, {len(grid)}, K, K) with odd K on {grid}, got {tuple(basis.shape)}"
         )
