@@ -209,6 +209,7 @@ def change(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     ("shape", "descr", "message"),
     [
         ((10**13,), "|u1", "is shorter than its header says"),
+        ((100, 100), "|u1", "is shorter than its header says"),
         ((2**40, 2**40), "|u1", "is shorter than its header says"),
         ((0, 10**30), "|u1", "is shorter than its header says"),
         ((-1, -5), "|u1", "is shorter than its header says"),
