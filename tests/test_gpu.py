@@ -14,9 +14,9 @@ from equiscale.data.augment import crop_flip_cutout
 from equiscale.experiments.execute import RunOptions, evaluation_batch, execute_run
 from equiscale.experiments.plan import Selection, plan_runs
 from equiscale.experiments.runner import Jobs, prepare_options
+from equiscale.experiments.spec import load_suite
 from equiscale.experiments.sweep import run_sweep
 from equiscale.experiments.worker import RunEvent
-from equiscale.experiments.spec import load_suite
 from equiscale.train import Checkpoint, EpochResult, Numerics, Splits, TrainConfig, TrainState, fit
 from equiscale.train.step import EagerGradients, GraphedGradients
 

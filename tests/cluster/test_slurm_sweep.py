@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from equiscale.experiments.claims import Claims
+from equiscale.experiments.claims import Claims, claims_of
 from equiscale.experiments.cluster import SlurmSettings, own_command, submit_sweep
 from equiscale.experiments.element import read_state
 from equiscale.experiments.execute import weights_path
@@ -22,7 +22,6 @@ from equiscale.experiments.jobs import Submission, job_states
 from equiscale.experiments.plan import plan_runs
 from equiscale.experiments.records import read_record, record_path
 from equiscale.experiments.spec import load_suite
-from equiscale.experiments.worker import claims_of
 from tests.cluster.slurm import LONG, ask, wait_for
 from tests.experiments.conftest import SMALL_SUITE
 

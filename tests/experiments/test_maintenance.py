@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from equiscale.errors import SettingError
-from equiscale.experiments.claims import Claims
+from equiscale.experiments.claims import Claims, claims_of
 from equiscale.experiments.execute import checkpoint_path, weights_path
 from equiscale.experiments.index import record_files
 from equiscale.experiments.maintenance import collect, garbage, merge, verify
@@ -24,7 +24,6 @@ from equiscale.experiments.records import (
     record_path,
     write_record,
 )
-from equiscale.experiments.worker import claims_of
 from equiscale.models import create_model
 from equiscale.models.weights import save
 from tests.experiments.conftest import make_record

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from equiscale.experiments import execute, sweep
-from equiscale.experiments.claims import Claims
+from equiscale.experiments.claims import Claims, claims_of
 from equiscale.experiments.execute import RunOptions, checkpoint_path, execute_run
 from equiscale.experiments.index import record_files
 from equiscale.experiments.plan import plan_runs
@@ -22,7 +22,7 @@ from equiscale.experiments.records import RunSettings, read_record, record_path,
 from equiscale.experiments.spec import load_suite
 from equiscale.experiments.stopping import stop_on_signals
 from equiscale.experiments.sweep import SweepResult, run_sweep
-from equiscale.experiments.worker import RunEvent, claims_of
+from equiscale.experiments.worker import RunEvent
 from tests.experiments.conftest import make_record
 
 
@@ -109,6 +109,13 @@ def test_a_signal_is_a_request_and_the_second_one_is_not() -> None:
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_patient_process_takes_every_signal_for_the_same_request() -> None:
+    with stop_on_signals(patient=True) as stop:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal == signal.SIGINT
 
 
 # --- with processes that only pretend ---

@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +15,7 @@ from equiscale.errors import DataError, SettingError
 
 # The smallest and the largest of many sizes are mistakes of annotation more often than objects.
 _TAILS: Final = (0.05, 0.95)
+_MAX_FILE_BYTES: Final = 1 << 30  # COCO's own boxes have half of it
 
 
 def factor_range(sizes: Sequence[float]) -> tuple[float, float]:
@@ -91,12 +93,20 @@ def _of_mask(path: Path) -> list[float]:
     with needs_extra("data"):
         from PIL import Image
     try:
-        with Image.open(path) as opened:
-            mask = np.asarray(opened)
-    except (OSError, ValueError, SyntaxError) as error:
+        _check_size(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=("PNG",)) as opened:  # readers of other formats run programs
+                mask = np.asarray(opened)
+    except Exception as error:  # damaged files make Pillow's readers stumble in every way
         raise DataError(f"expected a mask in {path}, got a file that cannot be read: {error}") from error
     labels = mask if mask.ndim == 2 else _colours(mask)
     return [_box_size(labels == label) for label in np.unique(labels) if label]
+
+
+def _check_size(path: Path) -> None:
+    if path.stat().st_size > _MAX_FILE_BYTES or not path.is_file():
+        raise OSError(f"no file of at most {_MAX_FILE_BYTES} bytes")
 
 
 def _colours(mask: NDArray[Any]) -> NDArray[np.int64]:
@@ -113,10 +123,19 @@ def _box_size(inside: NDArray[np.bool_]) -> float:
 
 def _of_json(path: Path) -> list[float]:
     try:
+        _check_size(path)
         content = json.loads(path.read_text(encoding="utf-8"))
         shorter = {image["id"]: min(image["width"], image["height"]) for image in content["images"]}
         return list(_of_boxes(content["annotations"], shorter))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         raise DataError(
             f"expected COCO's 'images' (id, width, height) and 'annotations' (image_id, bbox) in {path}, "
             f"got something else ({type(error).__name__}: {error})"

@@ -54,11 +54,18 @@ def errors_as_messages(interrupted: str = _INTERRUPTED) -> Iterator[None]:
     except EquiscaleError as error:
         if os.environ.get("EQUISCALE_TRACEBACK"):
             raise
-        typer.echo(f"equiscale: {error}", err=True)
+        typer.echo(f"equiscale: {_shown(error)}", err=True)
         sys.exit(2)
     except OSError as error:
-        typer.echo(f"equiscale: {error}", err=True)
+        typer.echo(f"equiscale: {_shown(error)}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         typer.echo(f"\nequiscale: {interrupted}", err=True)
         sys.exit(130)
+
+
+def _shown(error: Exception) -> str:
+    """The message without what a terminal would obey: it may hold what stood in a file."""
+    from equiscale.experiments.spec import printable
+
+    return printable(str(error), keep="\n")

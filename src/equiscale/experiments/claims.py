@@ -213,6 +213,11 @@ class Claims:
         return now - seen[1] < self.lease.expires
 
 
+def claims_of(folder: Path, suite: str) -> Path:
+    """Where the claims of a suite's runs lie in a results folder."""
+    return folder / suite / "claims"
+
+
 def machine_id() -> str:
     """The same for all processes of one running system, also in its containers."""
     with suppress(OSError):

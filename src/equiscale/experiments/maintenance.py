@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -13,11 +14,10 @@ from safetensors import SafetensorError, safe_open
 
 from equiscale._files import atomic_path, is_temporary
 from equiscale.errors import RecordError, SettingError
-from equiscale.experiments.claims import Claims
+from equiscale.experiments.claims import Claims, claims_of
 from equiscale.experiments.execute import checkpoint_path, weights_path
 from equiscale.experiments.index import record_files
 from equiscale.experiments.records import RunRecord, decode_predictions, read_record, record_path
-from equiscale.experiments.worker import claims_of
 from equiscale.models.weights_file import digest_of
 
 _PERCENT_TOLERANCE: Final = 1e-6
@@ -104,7 +104,7 @@ def _problems_of_pictures(folder: Path, name: str) -> Iterator[str]:
             with np.load(path, allow_pickle=False) as arrays:
                 if len(arrays.files) > _MOST_ARRAYS:
                     yield f"its pictures {name} are {len(arrays.files)} arrays"
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, BadZipFile) as error:
             yield f"its pictures {name} cannot be read: {error}"
 
 

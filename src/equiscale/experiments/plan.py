@@ -160,7 +160,7 @@ def _text(value: Scalar) -> str:
 def _scalar(text: str) -> Scalar:
     try:
         value = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return text
     return value if isinstance(value, bool | int | float) else text
 

@@ -28,15 +28,17 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
+def stop_on_signals(*, patient: bool = False) -> Iterator[StopRequest]:
     """Make the first SIGINT or SIGTERM a request, and the second one a KeyboardInterrupt.
 
-    In a thread that is not the main one signals cannot be had; the request is then as good as any other.
+    A patient process takes a second one for the same request: Ctrl-C, and Slurm, signal a sweep and its
+    workers all at once, and then the sweep passes the signal on to them. In a thread that is not the main one
+    signals cannot be had; the request is then as good as any other.
     """
     request = StopRequest()
 
     def handle(number: int, _: FrameType | None) -> None:
-        if request():
+        if request() and not patient:
             raise KeyboardInterrupt
         request.signal = number
         request.ask()

@@ -11,11 +11,11 @@ from signal import SIGTERM
 from typing import Final, NamedTuple
 
 from equiscale.errors import EquiscaleError
-from equiscale.experiments.claims import Claims
+from equiscale.experiments.claims import Claims, claims_of
 from equiscale.experiments.execute import RunOptions, checkpoint_path
 from equiscale.experiments.records import RunSettings, read_record, record_path
 from equiscale.experiments.runner import devices_of, is_finished
-from equiscale.experiments.worker import RunEvent, claims_of, work
+from equiscale.experiments.worker import RunEvent, work
 
 _POLL_SECONDS: Final = 0.5
 _LAST_WORDS: Final = ("finished", "failed", "skipped", "stopped", "busy")

@@ -11,13 +11,12 @@ from rich.markup import escape
 
 from equiscale._machine import available_cores, keep_memory
 from equiscale.errors import SettingError, TrainingStoppedError
-from equiscale.experiments.claims import Claim, Claims
+from equiscale.experiments.claims import Claim, Claims, claims_of
 from equiscale.experiments.execute import RunOptions, execute_run
 from equiscale.experiments.progress import print_result
 from equiscale.experiments.records import RunRecord, RunSettings
 from equiscale.experiments.runner import Jobs, check_device, is_finished, prepare_options
 from equiscale.experiments.stopping import stop_on_signals
-from equiscale.experiments.worker import claims_of
 from equiscale.train import EpochResult
 from equiscale.train.distributed import Processes, local_rank, local_size, processes
 
@@ -43,7 +42,7 @@ def train_together(
     """
     own = own_device(device)
     torch.set_num_threads(max(1, available_cores() // local_size()))
-    with stop_on_signals() as stop, processes(own) as together:
+    with stop_on_signals(patient=True) as stop, processes(own) as together:
         console = Console(quiet=together.rank > 0, highlight=False, soft_wrap=True)
         options, _ = prepare_options(
             [settings], folder=folder, data_root=data_root, device=own, jobs=Jobs(1), resume=resume

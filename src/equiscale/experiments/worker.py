@@ -5,14 +5,13 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Literal, TypeAlias
 
 import torch
 
 from equiscale._machine import keep_memory
 from equiscale.errors import TrainingStoppedError
-from equiscale.experiments.claims import Claim, Claims
+from equiscale.experiments.claims import Claim, Claims, claims_of
 from equiscale.experiments.execute import RunOptions, execute_run
 from equiscale.experiments.records import RunSettings
 from equiscale.experiments.runner import is_finished
@@ -43,19 +42,14 @@ class RunEvent:
     message: str = ""
 
 
-def claims_of(folder: Path, suite: str) -> Path:
-    """Where the claims of a suite's runs lie in a results folder."""
-    return folder / suite / "claims"
-
-
 def work(settings: RunSettings, options: RunOptions, sender: Connection) -> None:
     """The body of a run's process."""
     keep_memory()
     torch.backends.cudnn.benchmark = True  # every batch but an epoch's last has the same shape
-    with stop_on_signals() as stop:
+    with stop_on_signals(patient=True) as stop:
         _stop_with_parent(stop)
         # Without the sweep nobody listens, and the checkpoint is safe.
-        with suppress(BrokenPipeError, KeyboardInterrupt):
+        with suppress(BrokenPipeError):
             sender.send(_do_claimed(settings, options, sender, stop))
     sender.close()
 

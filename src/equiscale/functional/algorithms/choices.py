@@ -21,6 +21,7 @@ FOLDER_VARIABLE: Final = "EQUISCALE_CACHE_DIR"
 SWITCH_VARIABLE: Final = "EQUISCALE_AUTOTUNE"
 _FILE: Final = "autotune.json"
 _FORMAT: Final = 1
+_MOST_BYTES = 1 << 26
 
 
 class Place(NamedTuple):
@@ -247,7 +248,7 @@ def _read_or_warn(path: Path) -> dict[Key, Choice]:
         return _read(path)
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         warnings.warn(
             f"expected measured choices of equiscale.autotune in {path}, got a file that cannot be used "
             f"({type(error).__name__}: {error}); it is ignored until equiscale.autotune writes it anew",
@@ -257,6 +258,8 @@ def _read_or_warn(path: Path) -> dict[Key, Choice]:
 
 
 def _read(path: Path) -> dict[Key, Choice]:
+    if path.stat().st_size > _MOST_BYTES:
+        raise ValueError(f"more than {_MOST_BYTES} bytes")
     content = json.loads(path.read_text(encoding="utf-8"))
     if content["format"] != _FORMAT:
         raise ValueError(f"format {content['format']!r} instead of {_FORMAT}")
