@@ -379,7 +379,7 @@ class _Folder:
         value = self._plain(self.env[node.all_input_nodes[0]])
         scales = value.example.shape[2]
         images = self._method("flatten", self._method("transpose", value, 1, 2), 0, 1)
-        inner = deepcopy(layer.module)
+        inner: nn.Module = deepcopy(layer.module)
         if _foreign(inner):
             inner = fold(inner, images.example, batch_norm=self.batch_norm)
         y = self._place(str(node.target), inner, images)
