@@ -12,7 +12,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 SOURCES := src tests benchmarks examples tools docs/conf.py docs/generate.py docs/figures
 
 .DEFAULT_GOAL := help
-.PHONY: ddp-test help install install-dev reproduce test fuzz audit docs figures check lint types format readme clean slurm-test
+.PHONY: help install install-dev reproduce test fuzz audit chaos slurm-test ddp-test lint types docs figures check \
+  format readme clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,6 +51,9 @@ audit: $(VENV)/installed-dev ## Compare the pinned versions with the published a
 	@$(PIP) --group audit
 	@$(BIN)/pip-audit --strict --disable-pip --no-deps --progress-spinner off --requirement constraints.txt || \
 	  { echo "Not clean: a version has an advisory, or the advisories of PyPI could not be reached; see above."; exit 1; }
+
+chaos: $(VENV)/installed ## Kill, stop and starve a small sweep, and compare with a quiet one (under ten minutes)
+	@$(BIN)/python benchmarks/chaos.py --output $(RESULTS)/chaos.json
 
 slurm-test: $(VENV)/installed-dev ## A disturbed sweep on a real Slurm of two nodes (minutes; needs its packages)
 	@CI=true EQUISCALE_SLURM_TEST=long $(BIN)/pytest --numprocesses 0 --quiet --durations 5 tests/cluster
@@ -99,6 +103,9 @@ readme: $(VENV)/installed ## Write the README's tables from the committed record
 	@$(BIN)/python benchmarks/convert.py --read --into docs/convert.md
 	@$(BIN)/python benchmarks/convert_published.py --read --into docs/convert.md
 	@$(BIN)/python benchmarks/throughput.py --read --into docs/experiments.md
+	@$(BIN)/python benchmarks/chaos.py --read --into docs/promises.md
+	@$(BIN)/python benchmarks/scaling.py --read --into docs/promises.md
+	@$(BIN)/python benchmarks/scaling_plan.py --read --into docs/distributed.md
 
 clean: ## Remove .venv and caches (never results)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

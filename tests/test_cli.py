@@ -305,3 +305,13 @@ def test_bench_measures_compares_and_writes_tables_and_plots(tmp_path: Path) -> 
     assert "| `mnist_cnn_28`, 2 images |" in document.read_text()
     older.write_text("{}")
     assert invoke("bench", "--read", older)[0] == 2
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    command = [sys.executable, "-m", "equiscale", "reproduce", "mnist-scale", "--dry-run", "--no-estimate"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141

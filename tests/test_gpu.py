@@ -1,6 +1,7 @@
 """What must be the same on a GPU: layers, augmentation, a whole run. Skipped where there is none."""
 
 from collections.abc import Generator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from equiscale import create_model, list_models
 from equiscale._machine import has_compiler
 from equiscale.data import TensorBatches, normalize, random_rescale
 from equiscale.data.augment import crop_flip_cutout
+from equiscale.errors import TrainingStoppedError
 from equiscale.experiments.execute import RunOptions, evaluation_batch, execute_run
 from equiscale.experiments.plan import Selection, plan_runs
 from equiscale.experiments.runner import Jobs, prepare_options
@@ -259,6 +261,18 @@ def test_a_recorded_training_resumes(tmp_path: Path) -> None:
         train_digits(recorded, epochs=3, checkpoint=checkpoint, on_epoch=interrupt)
     resumed = train_digits(recorded, epochs=3, checkpoint=checkpoint)
     assert_same_training(train_digits(recorded, epochs=3), resumed, 1e-2)
+
+
+def test_a_deterministic_training_has_the_same_bits_stopped_at_any_step_or_not(tmp_path: Path) -> None:
+    exact, polls = Numerics(deterministic=True), count(1)
+    checkpoint = Checkpoint(tmp_path / "checkpoint.safetensors")
+    whole = train_digits(exact, epochs=2, dropout=0.5)
+    with pytest.raises(TrainingStoppedError):
+        train_digits(exact, dropout=0.5, checkpoint=checkpoint, should_stop=lambda: next(polls) == 2)
+    resumed = train_digits(exact, dropout=0.5, checkpoint=checkpoint)
+    pairs = zip(whole.model.state_dict().values(), resumed.model.state_dict().values(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 @pytest.mark.skipif(not has_compiler("cuda"), reason="needs a C++ compiler and Triton")

@@ -12,7 +12,16 @@ from torch import Tensor, nn
 
 from equiscale.data import TensorBatches
 from equiscale.errors import TrainingStoppedError
-from equiscale.train import Checkpoint, EpochResult, OptimizerSettings, Splits, TrainConfig, TrainState, fit
+from equiscale.train import (
+    Checkpoint,
+    EpochResult,
+    Numerics,
+    OptimizerSettings,
+    Splits,
+    TrainConfig,
+    TrainState,
+    fit,
+)
 from equiscale.train import loop as loop_module
 
 STEPS = 5
@@ -161,3 +170,19 @@ def test_the_mode_comes_back_when_an_evaluation_stops() -> None:
     with pytest.raises(TrainingStoppedError):
         loop_module.evaluate(model, make_splits().validation, on_batch=stop)
     assert model.training
+
+
+def test_deterministic_algorithms_are_taken_in_the_training_alone() -> None:
+    seen: list[bool] = []
+
+    class Watch(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(torch.are_deterministic_algorithms_enabled())
+            return x
+
+    for numerics in (Numerics(), Numerics(deterministic=True)):
+        model = nn.Sequential(nn.Linear(2, 2), Watch())
+        fit(model, make_splits(), config=TrainConfig(epochs=1, learning_rate=0.1, numerics=numerics))
+        assert not torch.are_deterministic_algorithms_enabled()
+    polls = STEPS + VALIDATION_BATCHES
+    assert seen == [False] * polls + [True] * polls

@@ -1,6 +1,7 @@
 """What all commands share: the program, options that several take, and errors as messages."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,6 +57,9 @@ def errors_as_messages(interrupted: str = _INTERRUPTED) -> Iterator[None]:
             raise
         typer.echo(f"equiscale: {_shown(error)}", err=True)
         sys.exit(2)
+    except BrokenPipeError:  # who reads what we print has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         typer.echo(f"equiscale: {_shown(error)}", err=True)
         sys.exit(2)

@@ -1,5 +1,6 @@
 """``equiscale reproduce`` and ``equiscale train``."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -35,6 +36,10 @@ def reproduce(
         bool | None,
         typer.Option("--cuda-graphs/--no-cuda-graphs", help="Replay steps as a CUDA graph or not."),
     ] = None,
+    deterministic: Annotated[
+        bool | None,
+        typer.Option("--deterministic/--no-deterministic", help="The same bits again, on a GPU too."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda (all GPUs) or cuda:N.")] = "auto",
     jobs: Annotated[int, typer.Option(help="Runs at a time, in all; 0: one a core, on each GPU one.")] = 0,
     jobs_per_device: Annotated[
@@ -54,6 +59,7 @@ def reproduce(
     from equiscale.experiments.spec import load_suite
 
     with errors_as_messages():
+        _check_alone()
         plan = load_suite(suite)
         selection = Selection(
             models=models,
@@ -64,6 +70,7 @@ def reproduce(
             precision=precision,
             compile=compile,
             cuda_graphs=cuda_graphs,
+            deterministic=deterministic,
         )
         runs = plan_runs(plan, selection)
         if dry_run:
@@ -123,6 +130,9 @@ def train(
     cuda_graphs: Annotated[
         bool, typer.Option("--cuda-graphs", help="Replay the steps as a CUDA graph.")
     ] = False,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="The same bits again, on a GPU too.")
+    ] = False,
     ema: Annotated[float | None, typer.Option(help="Decay of a moving average of the weights.")] = None,
     select: Annotated[
         Literal["best-validation", "last"] | None,
@@ -169,6 +179,7 @@ def train(
             channels_last=channels_last,
             compile=compile,
             cuda_graphs=cuda_graphs,
+            deterministic=deterministic,
             ema_decay=ema,
             select=select or ("last" if validation is None else "best-validation"),
             test_every=test_every,
@@ -191,6 +202,18 @@ def train(
         if status == 0:
             print_result(run, results)
     raise typer.Exit(status)
+
+
+def _check_alone() -> None:
+    """Refuse to be one of several processes that torchrun has started."""
+    from equiscale.train.group import is_launched
+
+    if is_launched() and os.environ["WORLD_SIZE"] != "1":
+        raise SettingError(
+            "expected 'equiscale reproduce' to be started once, got one of several processes of torchrun "
+            f"(WORLD_SIZE={os.environ['WORLD_SIZE']}); start it without torchrun, which is for 'equiscale "
+            "train': it starts its own processes, and several of it share a results folder"
+        )
 
 
 def _show_plan(plan: "Suite", runs: "list[RunSettings]") -> None:

@@ -477,7 +477,13 @@ def _misfit(settings: RunSettings, info: DatasetInfo, reason: str) -> str:
 
 def numerics_of(protocol: Protocol) -> Numerics:
     """How the protocol's forward passes compute."""
-    return Numerics(protocol.precision, protocol.channels_last, protocol.compile, protocol.cuda_graphs)
+    return Numerics(
+        protocol.precision,
+        protocol.channels_last,
+        protocol.compile,
+        protocol.cuda_graphs,
+        protocol.deterministic,
+    )
 
 
 def _train_config(settings: RunSettings) -> TrainConfig:

@@ -16,6 +16,9 @@ _LONGEST_RANGE = len(" 000-999")
 # The folder of the records of runs that belong to no suite.
 AD_HOC_SUITE = "train"
 
+# What a selection may replace in a protocol.
+_NUMERICS = ("precision", "compile", "cuda_graphs", "deterministic")
+
 _Value = TypeVar("_Value")
 
 
@@ -32,6 +35,7 @@ class Selection:
         precision: Another precision.
         compile: Whether steps are compiled.
         cuda_graphs: Whether they are recorded as CUDA graphs.
+        deterministic: Whether only algorithms are taken that give the same bits again.
     """
 
     models: str = "*"
@@ -42,6 +46,7 @@ class Selection:
     precision: Precision | None = None
     compile: bool | None = None
     cuda_graphs: bool | None = None
+    deterministic: bool | None = None
 
 
 def plan_runs(suite: Suite, selection: Selection | None = None) -> list[RunSettings]:
@@ -89,7 +94,7 @@ def plan_runs(suite: Suite, selection: Selection | None = None) -> list[RunSetti
 
 
 def _numerics_replaced(protocol: Protocol, chosen: Selection) -> Protocol:
-    wanted = {name: getattr(chosen, name) for name in ("precision", "compile", "cuda_graphs")}
+    wanted = {name: getattr(chosen, name) for name in _NUMERICS}
     return protocol.model_copy(update={name: value for name, value in wanted.items() if value is not None})
 
 

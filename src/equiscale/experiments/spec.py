@@ -74,6 +74,7 @@ class Protocol(_Frozen):
         channels_last: Whether images lie in memory with their channels last.
         compile: Whether torch.compile translates the forward pass and its gradient.
         cuda_graphs: Whether they are recorded as a CUDA graph and replayed.
+        deterministic: Whether only algorithms are taken that give the same bits again.
         ema_decay: Test a moving average of the weights; None: the weights themselves.
         select: Which epoch is tested: the best one on the validation split, or the last.
         test_every: Measure the test error after each so many epochs too, for the record alone.
@@ -96,6 +97,7 @@ class Protocol(_Frozen):
     channels_last: bool = False
     compile: bool = False
     cuda_graphs: bool = False
+    deterministic: bool = False
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = None
     select: Literal["best-validation", "last"] = "best-validation"
     test_every: PositiveInt | None = None

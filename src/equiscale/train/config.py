@@ -1,8 +1,9 @@
 """The settings of a training."""
 
+import os
 from bisect import bisect_right
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
 
@@ -81,6 +82,8 @@ class Numerics:
             start, and the same numbers but for rounding, and on a GPU for dropout's draws.
         cuda_graphs: Whether forward pass and gradient are recorded once as a CUDA graph and replayed, which
             costs one launch a step instead of hundreds.
+        deterministic: Whether only algorithms are taken that give the same bits again. On a CPU all do, with
+            the same number of threads; on a GPU some are slower, and what has none is an error of torch.
 
     Raises:
         SettingError: For an unknown precision.
@@ -90,6 +93,7 @@ class Numerics:
     channels_last: bool = False
     compile: bool = False
     cuda_graphs: bool = False
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         _check_choice("precision", self.precision, get_args(Precision))
@@ -110,6 +114,23 @@ class Numerics:
             raise SettingError(
                 f"expected a CUDA device for cuda_graphs = true, got {device.type}; leave it out on others"
             )
+
+    @contextmanager
+    def algorithms(self) -> Iterator[None]:
+        """The context of a training or an evaluation; torch's own choice comes back afterwards."""
+        if not self.deterministic:
+            yield
+            return
+        # cuBLAS asks for it, once, before its first product.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before[0])
+            torch.backends.cudnn.benchmark = before[1]
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         """The context of a forward pass."""

@@ -102,7 +102,8 @@ def fit(
 
     Exactness:
         On the CPU with a fixed number of threads the weights have the same bits for the same seed,
-        resumed or not (``tests/experiments/test_sweep.py`` kills real processes).
+        resumed or not (``tests/experiments/test_sweep.py`` kills real processes); on a GPU with
+        deterministic numerics.
     """
     group = splits.group
     _check_splits(splits, config)
@@ -213,13 +214,14 @@ def evaluate(
     forward = forward_of(model, numerics)
     predictions, labels, finite = [], [], []
     try:
-        for images, targets in group.shares(batches):
-            logits = forward(images.to(device))
-            predictions.append(logits.argmax(1))
-            labels.append(targets)
-            finite.append(torch.isfinite(logits).all())
-            if on_batch is not None:
-                on_batch()
+        with numerics.algorithms():
+            for images, targets in group.shares(batches):
+                logits = forward(images.to(device))
+                predictions.append(logits.argmax(1))
+                labels.append(targets)
+                finite.append(torch.isfinite(logits).all())
+                if on_batch is not None:
+                    on_batch()
     finally:
         model.train(was_training)
     if group.any(not bool(torch.stack(finite).all())):
@@ -265,7 +267,8 @@ def _run_epoch(
     learning_rate = config.learning_rate_at(epoch)
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate
-    with torch.random.fork_rng(devices=[state.device] if state.device.type == "cuda" else []):
+    devices = [state.device] if state.device.type == "cuda" else []
+    with config.numerics.algorithms(), torch.random.fork_rng(devices=devices):
         torch.manual_seed(derive_seed(config.seed, processes.dropout_stream(position.steps), epoch))
         restore_random_states(position.random if processes.rank == 0 else {}, state.device)
         generator = torch.Generator().manual_seed(derive_seed(config.seed, "batches", epoch))
