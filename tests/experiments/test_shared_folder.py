@@ -185,7 +185,7 @@ def test_runs_of_others_are_left_to_them_or_waited_for(
     def release(event: RunEvent) -> None:
         told.append(event.kind)
         if event.kind == "waiting":
-            assert event.message == "for 1 runs of others"
+            assert event.message == "for 1 run of others"
             claim.release()
 
     run_sweep(runs[:1], RunOptions(tmp_path), on_event=release)

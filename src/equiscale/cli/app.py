@@ -1,7 +1,6 @@
 """What all commands share: the program, options that several take, and errors as messages."""
 
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +43,7 @@ def equiscale(
     """Scale-equivariant convolutional networks: data, published experiments, tables and reports."""
 
 
+_NO_READER = 141  # as a shell says it: 128 and the number of SIGPIPE
 _INTERRUPTED = "interrupted; the same command goes on from the last checkpoints"
 
 
@@ -59,7 +59,7 @@ def errors_as_messages(interrupted: str = _INTERRUPTED) -> Iterator[None]:
         sys.exit(2)
     except BrokenPipeError:  # who reads what we print has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
+        sys.exit(_NO_READER)
     except OSError as error:
         typer.echo(f"equiscale: {_shown(error)}", err=True)
         sys.exit(2)

@@ -26,15 +26,18 @@ def show(
     ] = "*",
     results: Results = DEFAULT_RESULTS,
 ) -> None:
-    """List records; of a single one show what made it."""
+    """List records, and the runs under way; of a single record show what made it."""
     with errors_as_messages():
-        rows = _matching(pattern, results)
+        under_way = _under_way(pattern, results)
+        rows = _matching(pattern, results, may_be_none=bool(under_way))
         if len(rows) == _SHOWN_AT_ONCE and rows[0].status != "damaged":
             from equiscale.experiments.records import read_record
 
             _print_record(read_record(results / f"{rows[0].name}.json"))
-        else:
+        elif rows:
             _print_rows(rows)
+        for run, place in under_way:
+            typer.echo(f"under way: {run} on {place}")
 
 
 @records.command()
@@ -89,17 +92,32 @@ def gc(
             collect(found)
         total = sum(item.size for item in found) / 2**20
         verb = "deleted" if delete else "to delete with --delete"
-        typer.echo(f"{len(found)} files, {total:.1f} MiB, {verb}" if found else "nothing to delete")
+        typer.echo(f"{len(found)} file{'s' * (len(found) > 1)}, {total:.1f} MiB, {verb}" if found else "nothing to delete")
 
 
-def _matching(pattern: str, results: Path) -> "list[Row]":
+def _under_way(pattern: str, results: Path) -> list[tuple[str, str]]:
+    """The runs that living workers do, and where."""
+    from fnmatch import fnmatchcase
+
+    from equiscale.experiments.claims import Claims, claims_of
+
+    found = []
+    for suite in sorted(path.name for path in results.glob("*") if path.is_dir()):
+        for run, holder in sorted(Claims(claims_of(results, suite)).held().items()):
+            if fnmatchcase(f"{suite}/{run}", f"*{pattern}*"):
+                place = f"{holder.host}, process {holder.pid}" if holder else "an unknown machine"
+                found.append((f"{suite}/{run}", place))
+    return found
+
+
+def _matching(pattern: str, results: Path, *, may_be_none: bool) -> "list[Row]":
     from fnmatch import fnmatchcase
 
     from equiscale.errors import SettingError
     from equiscale.experiments.index import read_rows
 
     rows = [row for row in read_rows(results) if fnmatchcase(row.name, f"*{pattern}*")]
-    if not rows:
+    if not rows and not may_be_none:
         raise SettingError(
             f"expected records in {results} whose names match {pattern!r}, got none; "
             "give another pattern, or the folder with --results"

@@ -104,7 +104,9 @@ class _Sweep:
         held = self._held()
         others = bool(self.pending) and all(run.run_id in held for run in self.pending)
         if others and wait_for_others and not self.waits:
-            self.tell(RunEvent("waiting", self.pending[0], message=f"for {len(self.pending)} runs of others"))
+            count = len(self.pending)
+            message = f"for {count} run{'s' * (count > 1)} of others"
+            self.tell(RunEvent("waiting", self.pending[0], message=message))
         self.waits = others
         return bool(self.pending) and (wait_for_others or not others)
 
