@@ -92,7 +92,8 @@ def gc(
             collect(found)
         total = sum(item.size for item in found) / 2**20
         verb = "deleted" if delete else "to delete with --delete"
-        typer.echo(f"{len(found)} file{'s' * (len(found) > 1)}, {total:.1f} MiB, {verb}" if found else "nothing to delete")
+        files = f"{len(found)} file{'s' * (len(found) > 1)}"
+        typer.echo(f"{files}, {total:.1f} MiB, {verb}" if found else "nothing to delete")
 
 
 def _under_way(pattern: str, results: Path) -> list[tuple[str, str]]:
