@@ -4,12 +4,14 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from functools import lru_cache
-from typing import ClassVar, Literal, TypeGuard, get_args
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from equiscale._checks import is_number as is_number
+from equiscale._checks import is_whole as is_whole
 from equiscale._typing import BasisTensor
 from equiscale.basis.diagnosis import MAX_CONDITION, ScaleDiagnosis, diagnose
 from equiscale.errors import BasisError
@@ -31,17 +33,6 @@ _CACHED = 32
 def published_window(kernel_size: int, scale: float, largest: float) -> int:
     """The published window, an odd number; the order of the operations decides its rounding."""
     return int(kernel_size * scale / largest) // 2 * 2 + 1
-
-
-def is_whole(value: object, least: int = 1) -> TypeGuard[int]:
-    """Whether a setting is a whole number from ``least`` to 2³¹ − 1; True and False are none."""
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    return whole and least <= value < 2**31  # type: ignore[operator]
-
-
-def is_number(value: object) -> TypeGuard[float]:
-    """Whether a setting is a number, be it finite or not; True and False are none."""
-    return isinstance(value, float | int | np.floating | np.integer) and not isinstance(value, bool)
 
 
 def check_family(effective_size: int, degenerate: str) -> None:

@@ -2,24 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Final, TypeGuard
+from typing import Any, TypeGuard
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from equiscale._checks import is_number as is_number
+from equiscale._checks import is_whole as is_whole
 from equiscale.errors import SettingError, ShapeError
-
-# What torch's kernels count with. Smaller sizes for which the memory is too small, the memory refuses.
-_LARGEST: Final = 2**31 - 1
-
-
-def is_whole(value: object, least: int = 1) -> TypeGuard[int]:
-    """Whether a setting is a whole number from ``least`` to 2³¹ − 1; True and False are none."""
-    whole = type(value) is int or (
-        isinstance(value, int | np.integer | torch.SymInt) and not isinstance(value, bool)
-    )
-    return whole and least <= value <= _LARGEST  # type: ignore[operator]
 
 
 def is_odd(value: object) -> TypeGuard[int]:
@@ -35,11 +25,6 @@ def is_list(values: object) -> TypeGuard[Sequence[Any]]:
 def shown(values: object) -> object:
     """A sequence as a list, however it was given."""
     return list(values) if is_list(values) else values
-
-
-def is_number(value: object) -> TypeGuard[float]:
-    """Whether a setting is a number, be it finite or not; True and False are none."""
-    return isinstance(value, float | int | np.floating | np.integer) and not isinstance(value, bool)
 
 
 def check_probability(prefix: str, p: float) -> None:
