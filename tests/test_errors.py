@@ -24,3 +24,7 @@ def test_every_error_is_ours_documented_and_also_a_standard_one(cls: type[Except
 
 def test_a_checksum_error_is_a_data_error() -> None:
     assert issubclass(errors.ChecksumError, errors.DataError)
+
+
+def test_a_lost_process_is_no_failure_of_the_training_itself() -> None:
+    assert not issubclass(errors.LostProcessError, errors.TrainingError | errors.TrainingStoppedError)

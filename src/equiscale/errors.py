@@ -45,6 +45,10 @@ class TrainingStoppedError(EquiscaleError, RuntimeError):
     """A training that was asked to stop, and did at the next safe point."""
 
 
+class LostProcessError(EquiscaleError, RuntimeError):
+    """A training that cannot go on because another of its processes has ended or does not answer."""
+
+
 class RecordError(EquiscaleError, RuntimeError):
     """A run record that cannot be read or does not fit its schema."""
 

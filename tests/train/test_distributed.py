@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from equiscale.data import TensorBatches
 from equiscale.data.transforms import BatchTransform
-from equiscale.errors import SettingError, TrainingError, TrainingStoppedError
+from equiscale.errors import LostProcessError, SettingError, TrainingError, TrainingStoppedError
 from equiscale.nn import ImageBatchNorm2d, LiftConv2d, ScaleBatchNorm2d, ScaleProjection
 from equiscale.scales import ScaleGrid
 from equiscale.train import Checkpoint, OptimizerSettings, Splits, TrainConfig, TrainState, evaluate, fit
 from equiscale.train.config import Numerics
-from equiscale.train.distributed import LostProcessError, Processes, processes
+from equiscale.train.distributed import Processes, processes
 from equiscale.train.group import ALONE, Group, is_launched
 from tests.processes import together
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from equiscale.errors import EquiscaleError, SettingError, TrainingStoppedError
+from equiscale.errors import LostProcessError, SettingError, TrainingStoppedError
 from equiscale.nn.sync_norm import shared_statistics
 from equiscale.train.config import TrainConfig
 from equiscale.train.group import Batches
@@ -26,10 +26,6 @@ from equiscale.train.step import part_count
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _TEN_MINUTES = 600.0
-
-
-class LostProcessError(EquiscaleError, RuntimeError):
-    """A training that cannot go on because another of its processes has ended or does not answer."""
 
 
 @runtime_checkable
