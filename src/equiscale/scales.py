@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Integral, Number
+from typing import Any
 
 from equiscale.errors import ScaleGridError
 
@@ -21,8 +23,8 @@ class ScaleGrid:
         values: The scales, in pixels of filter width (any sequence of numbers).
 
     Raises:
-        ScaleGridError: If the list is empty, or a value is not finite, not positive, or not
-            larger than its predecessor.
+        ScaleGridError: If the list is a text or empty, or a value is no real number, not finite, not
+            positive, or not larger than its predecessor.
 
     Example:
         >>> grid = ScaleGrid([1.0, 2.0, 4.0])
@@ -33,10 +35,7 @@ class ScaleGrid:
     values: tuple[float, ...]
 
     def __init__(self, values: Sequence[float]) -> None:
-        try:
-            scales = tuple(float(value) for value in values)
-        except (TypeError, ValueError) as error:
-            raise ScaleGridError(f"expected a sequence of numbers as scales, got {values!r}") from error
+        scales = _floats(values, "a sequence of numbers as scales")
         _check(scales)
         object.__setattr__(self, "values", scales)
 
@@ -49,15 +48,22 @@ class ScaleGrid:
             factor: The ratio of neighbouring scales, larger than 1.
             num: The number of scales, at least 1.
 
+        Raises:
+            ScaleGridError: If num is no whole number from 1, or the scales are not finite, not positive, or
+                do not increase.
+
         Example:
             >>> ScaleGrid.geometric(1.0, 2.0, 3)
             ScaleGrid([1.0, 2.0, 4.0])
         """
+        if not isinstance(num, Integral) or isinstance(num, bool):
+            raise ScaleGridError(f"expected a whole number of scales, got num={num!r}")
         if num < 1:
             raise ScaleGridError(f"expected at least one scale, got num={num}")
-        if num > 1 and not factor > 1:
+        first, ratio = _floats((start, factor), "numbers as start and factor")
+        if num > 1 and not ratio > 1:
             raise ScaleGridError(f"expected a factor larger than 1, got {factor}; scales must increase")
-        return cls([start * factor**i for i in range(num)])
+        return cls([first * _power(ratio, i) for i in range(num)])
 
     @property
     def step(self) -> float | None:
@@ -93,6 +99,31 @@ class ScaleGrid:
 
     def __repr__(self) -> str:
         return f"ScaleGrid({[round(value, 4) for value in self.values]})"
+
+
+def _floats(values: Any, expected: str) -> tuple[float, ...]:
+    """Real numbers of Python, numpy or torch; texts, flags and complex numbers are none."""
+    try:
+        if isinstance(values, str | bytes | bytearray):
+            raise TypeError("a text")
+        return tuple(map(_float, values))
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise ScaleGridError(f"expected {expected}, got {values!r}") from error
+
+
+def _float(value: Any) -> float:
+    number = value.item() if hasattr(value, "item") else value  # what numpy and torch hold is Python's own
+    if not isinstance(number, Number) or isinstance(number, bool | complex):
+        raise TypeError("no real number")
+    return float(number)  # type: ignore[arg-type]
+
+
+def _power(base: float, exponent: int) -> float:
+    """Infinity where it is too large for a float."""
+    try:
+        return base**exponent
+    except OverflowError:
+        return math.inf
 
 
 def _check(scales: tuple[float, ...]) -> None:
