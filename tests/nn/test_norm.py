@@ -1,8 +1,17 @@
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from equiscale.nn import ImageBatchNorm2d, ScaleBatchNorm2d
+from equiscale.errors import SettingError, ShapeError
+from equiscale.nn import (
+    ColumnBatchNorm2d,
+    ImageBatchNorm2d,
+    ScaleBatchNorm1d,
+    ScaleBatchNorm2d,
+    ScaleBatchNorm3d,
+)
 from tests.memory import IMAGE_ORDERS, MAP_ORDERS, laid
 
 COVERS = {"ScaleBatchNorm2d", "ImageBatchNorm2d"}
@@ -85,7 +94,96 @@ def test_bfloat16_and_tensors_with_gaps_are_normalised_too(x: torch.Tensor) -> N
     torch.testing.assert_close(y, expected, rtol=0.02, atol=0.02)
 
 
-def test_one_value_a_channel_is_refused_in_training_in_every_memory_order() -> None:
+EVERY_NORM = pytest.mark.parametrize(
+    ("norm", "axes"),
+    [(ScaleBatchNorm2d, 3), (ImageBatchNorm2d, 2), (ScaleBatchNorm1d, 2), (ScaleBatchNorm3d, 4)],
+)
+
+
+@EVERY_NORM
+def test_one_value_a_channel_is_refused_where_the_statistics_are_the_batchs(norm, axes: int) -> None:
+    one, two = torch.zeros(1, 4, *[1] * axes), torch.zeros(2, 4, *[1] * axes)
+    untracked = norm(4, track_running_stats=False)
+    message = (
+        rf"{norm.__name__}: expected more than one value a channel in training, got \(1, 4(, 1){{{axes}}}\)"
+    )
+    for layer in (norm(4), untracked, untracked.eval()):
+        with pytest.raises(ShapeError, match=message + "; a variance needs two, use larger batches or eval"):
+            layer(one)
+        assert torch.equal(layer(two), two)
+    layer = norm(4)
+    with pytest.raises(ShapeError, match=message):
+        layer(one)
+    assert int(layer.num_batches_tracked) == 0
+    assert torch.equal(layer.eval()(one), one)
+    assert layer.train()(one[:0]).shape == one[:0].shape
+
+
+def test_one_value_a_channel_is_refused_in_every_memory_order() -> None:
     for order in MAP_ORDERS:
-        with pytest.raises(ValueError, match="more than 1 value per channel"):
+        with pytest.raises(ShapeError, match="expected more than one value a channel"):
             ScaleBatchNorm2d(4)(laid(torch.zeros(1, 4, 1, 1, 1), order))
+
+
+@EVERY_NORM
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_features": 0}, "expected num_features of at least 1, got 0"),
+        ({"num_features": -1}, "expected num_features of at least 1, got -1"),
+        ({"num_features": True}, "expected num_features of at least 1, got True"),
+        ({"num_features": 4.0}, "expected num_features of at least 1, got 4.0"),
+        ({"num_features": "4"}, "expected num_features of at least 1, got '4'"),
+        ({"num_features": 2**31}, "expected num_features of at least 1, got 2147483648"),
+        ({"eps": -1e-5}, "expected a finite eps of at least 0, got -1e-05"),
+        ({"eps": math.nan}, "expected a finite eps of at least 0, got nan"),
+        ({"eps": math.inf}, "expected a finite eps of at least 0, got inf"),
+        ({"eps": "1e-5"}, "expected a finite eps of at least 0, got '1e-5'"),
+        ({"eps": None}, "expected a finite eps of at least 0, got None"),
+        ({"momentum": -0.1}, r"expected a momentum in \[0, 1\] or None, got -0.1"),
+        ({"momentum": 1.1}, r"expected a momentum in \[0, 1\] or None, got 1.1"),
+        ({"momentum": math.nan}, r"expected a momentum in \[0, 1\] or None, got nan"),
+        ({"momentum": "0.1"}, r"expected a momentum in \[0, 1\] or None, got '0.1'"),
+        ({"momentum": False}, r"expected a momentum in \[0, 1\] or None, got False"),
+    ],
+)
+def test_illegal_settings_are_refused(norm, axes: int, settings: dict, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        norm(**{"num_features": 4, **settings})
+
+
+@EVERY_NORM
+def test_inputs_that_are_no_filled_tensors_are_refused(norm, axes: int) -> None:
+    shape = (2, 4, *[3] * axes)
+    for wrong, error, message in (
+        (torch.zeros(shape).numpy(), SettingError, "expected a tensor, got ndarray"),
+        (torch.zeros(shape).long(), SettingError, "expected floating-point numbers, got torch.int64"),
+        (torch.zeros(shape)[..., :0], ShapeError, r"expected no empty axis but the batch, got \(2, 4"),
+        (torch.zeros(2, 5, *[3] * axes), ShapeError, r"expected (a scale map|an image) \(B, 4,"),
+        (torch.zeros(shape)[0], ShapeError, r"expected (a scale map|an image) \(B, 4,"),
+    ):
+        for layer in (norm(4), norm(4).eval()):
+            with pytest.raises(error, match=f"{norm.__name__}: {message}"):
+                layer(wrong)
+            assert int(layer.num_batches_tracked) == 0
+
+
+@EVERY_NORM
+def test_takes_torchs_arguments_in_torchs_order(norm, axes: int) -> None:
+    ours = norm(4, 1e-3, None, False, False, "cpu", torch.float64)
+    theirs = nn.BatchNorm2d(4, 1e-3, None, False, False, "cpu", torch.float64)
+    names = ["num_features", "eps", "momentum", "affine", "track_running_stats", "weight", "running_mean"]
+    assert [getattr(ours, name) for name in names] == [getattr(theirs, name) for name in names]
+    assert norm(4, dtype=torch.float64).weight.dtype == torch.float64
+    assert norm(4, device="meta").running_var.is_meta
+    with pytest.raises(TypeError, match="unexpected keyword argument 'gamma'"):
+        norm(4, gamma=True)
+
+
+def test_a_column_is_never_empty() -> None:
+    norm = ColumnBatchNorm2d(4, 3)
+    with pytest.raises(
+        ShapeError, match=r"ColumnBatchNorm2d: expected no empty axis but the batch, got \(2, 4,"
+    ):
+        norm(torch.zeros(2, 4, 3, 5, 0))
+    assert int(norm.num_batches_tracked) == 0

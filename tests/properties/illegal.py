@@ -28,7 +28,20 @@ POSITIVE: Final = (*NO_NUMBER, 0, -1.0, None)
 POSITIVE_OR_NONE: Final = (*NO_NUMBER, 0, -1.0)
 CHOICE: Final = ("wrong", 3, [], {}, None)
 CHOICE_OR_NONE: Final = ("wrong", 3, [], {})
-SCALES: Final = ([], None, 3, ["a"], [math.nan], [1.0, math.inf], [0.0, 1.0], [-1.0], [2.0, 1.0], [1.0, 1.0])
+NO_SCALES: Final = ("12", b"12", [True], ["1"], [1j], [10**400])
+SCALES: Final = (
+    *NO_SCALES,
+    [],
+    None,
+    3,
+    ["a"],
+    [math.nan],
+    [1.0, math.inf],
+    [0.0, 1.0],
+    [-1.0],
+    [2.0, 1.0],
+    [1.0, 1.0],
+)
 SIZES: Final = ([], None, 3, ["a", "b"], [2], [3, 3], [5, 3], [1.5], [True, 3], [-1], [math.nan], [HUGE])
 A_GRID: Final = (None, [1.0, 2.0], 3, "grid")
 A_BASIS: Final = (None, "hermite", 3)
@@ -130,9 +143,6 @@ for _owner in ("scale_max_pool2d", "scale_avg_pool2d", "scale_max_pool_nd", "sca
 for _owner in [name.split(".")[0] for name in ILLEGAL if name.endswith(".kernel_size")]:
     ILLEGAL[f"{_owner}.stride"] = AT_LEAST_ONE_OR_NONE
     ILLEGAL[f"{_owner}.padding"] = (*AT_LEAST_ZERO, 2)
-
-# Batch norms as torch's own, with its constructor and its errors.
-TORCHS_OWN: Final = {"ScaleBatchNorm1d", "ScaleBatchNorm2d", "ScaleBatchNorm3d", "ImageBatchNorm2d"}
 
 # Nothing is illegal here, or torch and Python say it.
 FREE: Final = {

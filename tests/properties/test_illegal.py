@@ -12,14 +12,13 @@ from hypothesis import given
 from equiscale import functional
 from equiscale.errors import EquiscaleError
 from tests.properties.cases import CASES, Case, Use, uses
-from tests.properties.illegal import FREE, TORCHS_OWN, kind, parameters, resized, wrong_settings, wrong_types
+from tests.properties.illegal import FREE, kind, parameters, resized, wrong_settings, wrong_types
 from tests.properties.values import examples, operands
 
 EVERY_CASE = pytest.mark.parametrize("name", sorted(CASES))
-OURS = pytest.mark.parametrize("name", sorted(set(CASES) - TORCHS_OWN))
 
 
-@OURS
+@EVERY_CASE
 def test_every_setting_has_illegal_values_or_is_free(name: str) -> None:
     case = CASES[name]
     tensors = {"x", "input", "weight", "variance", "real", "imag", "mult_real", "mult_imag"}
@@ -38,7 +37,7 @@ def refusal(call: Callable[[], Any], what: str) -> str | None:
     return f"{what}: accepted"
 
 
-@OURS
+@EVERY_CASE
 def test_illegal_settings_are_refused(name: str) -> None:
     case = CASES[name]
 
@@ -61,7 +60,7 @@ def test_illegal_settings_are_refused(name: str) -> None:
     check()
 
 
-@OURS
+@EVERY_CASE
 def test_what_is_no_tensor_of_floating_point_numbers_is_refused(name: str) -> None:
     case = CASES[name]
 
@@ -79,7 +78,7 @@ def test_what_is_no_tensor_of_floating_point_numbers_is_refused(name: str) -> No
     check()
 
 
-@OURS
+@EVERY_CASE
 def test_tensors_of_two_types_or_devices_are_refused(name: str) -> None:
     case = CASES[name]
 
@@ -107,7 +106,7 @@ def has_partners(case: Case, use: Use) -> bool:
     return "x" in use.tensors and (len(use.tensors) > 1 or "in_channels" in use.settings)
 
 
-@OURS
+@EVERY_CASE
 def test_other_shapes_work_or_are_refused(name: str) -> None:
     """One axis a pixel longer or shorter, empty, or missing: never an error from within torch."""
     case = CASES[name]
@@ -133,7 +132,7 @@ def finite(result: Any) -> None:
     assert bool(result.isfinite().all()), "not finite"
 
 
-@OURS
+@EVERY_CASE
 def test_other_channels_are_refused_where_there_are_weights(name: str) -> None:
     case = CASES[name]
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from equiscale._typing import ScaleMap
 from equiscale.errors import SettingError, ShapeError
 from equiscale.functional import GeometryOptions, multi_column_basis, multi_column_conv2d
-from equiscale.functional.checks import check_norm_settings, check_tensor, is_whole
+from equiscale.functional.checks import check_filled, check_norm_settings, check_tensor, is_whole
 from equiscale.nn.steerable import SteerableConv2d
 from equiscale.nn.sync_norm import SharesStatistics, normalized
 from equiscale.scales import ScaleGrid
@@ -228,7 +228,7 @@ class ColumnBatchNorm2d(SharesStatistics, nn.BatchNorm2d):
 
     def forward(self, input: Tensor) -> ScaleMap:
         """Normalise ``(B, C, S, H, W)``."""
-        check_tensor("ColumnBatchNorm2d", input)
+        check_filled("ColumnBatchNorm2d", input)
         if input.ndim != 5 or input.shape[1:3] != (self.num_channels, self.num_scales):
             raise ShapeError(
                 f"ColumnBatchNorm2d: expected a scale map (B, {self.num_channels}, {self.num_scales}, H, W), "

@@ -7,10 +7,11 @@ from torch import Tensor, nn
 from equiscale._typing import Projection
 from equiscale.errors import SettingError, ShapeError
 from equiscale.functional import scale_avg_pool_nd, scale_dropout_nd, scale_max_pool_nd, scale_projection_nd
-from equiscale.functional.checks import check_probability, check_tensor
+from equiscale.functional.checks import check_filled, check_probability
 from equiscale.functional.nd import AXES, check_scale_map_nd
 from equiscale.functional.pool import check_window
-from equiscale.nn.sync_norm import SharesStatistics, normalized
+from equiscale.nn.norm import CheckedNorm
+from equiscale.nn.sync_norm import normalized
 
 
 class _Pooling(Protocol):
@@ -77,17 +78,18 @@ class _Dropout(_OfScaleMaps):
         return f"p={self.p}"
 
 
-class _Norm(SharesStatistics, nn.BatchNorm3d):
+class _Norm(CheckedNorm, nn.BatchNorm3d):
     ndim: ClassVar[int]
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise the scale map; in training by the statistics of the batch."""
-        check_tensor(type(self).__name__, input)
+        check_filled(type(self).__name__, input)
         if input.ndim != self.ndim + 3 or input.shape[1] != self.num_features:
             raise ShapeError(
                 f"{type(self).__name__}: expected a scale map "
                 f"(B, {self.num_features}, S, {AXES[self.ndim]}), got {tuple(input.shape)}"
             )
+        self.check_values(input)
         flat = input.flatten(3)[..., None]  # (B, C, S, L·…, 1)
         return normalized(self, flat).reshape(input.shape)
 
@@ -103,10 +105,14 @@ class ScaleBatchNorm1d(_Norm):
     Args:
         num_features: C.
         eps: ε.
-        momentum: Weight of the new statistics in the running ones.
+        momentum: Weight of the new statistics in the running ones; None: all batches count the same.
+        *args: What else torch's batch norm takes, in its order: ``affine``, ``track_running_stats``, …
+        **options: The same by name.
 
     Raises:
-        ShapeError: From the forward pass, if the input is not a scale map of C channels.
+        SettingError: For an illegal setting.
+        ShapeError: From the forward pass, if the input is not a scale map of C channels, or its statistics
+            would be those of one value a channel.
 
     Exactness:
         Commutes with shifts along the scale axis in evaluation; in training the statistics of the
@@ -240,10 +246,14 @@ class ScaleBatchNorm3d(_Norm):
     Args:
         num_features: C.
         eps: ε.
-        momentum: Weight of the new statistics in the running ones.
+        momentum: Weight of the new statistics in the running ones; None: all batches count the same.
+        *args: What else torch's batch norm takes, in its order: ``affine``, ``track_running_stats``, …
+        **options: The same by name.
 
     Raises:
-        ShapeError: From the forward pass, if the input is not a scale map of C channels.
+        SettingError: For an illegal setting.
+        ShapeError: From the forward pass, if the input is not a scale map of C channels, or its statistics
+            would be those of one value a channel.
 
     Exactness:
         Commutes with shifts along the scale axis in evaluation; in training the statistics of the
