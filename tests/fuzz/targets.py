@@ -15,6 +15,7 @@ import shutil
 import struct
 import tarfile
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from rich.console import Console
 from safetensors.numpy import save_file
 
 from equiscale import create_model, load_published_state_dict
+from equiscale.choose import read_object_sizes
 from equiscale.data import download, imagenette, mnist, mnist_scale, stl10, store
 from equiscale.data.decoding import decode_image
 from equiscale.data.image_folder import FolderSettings, folder_info, parse_name
@@ -37,8 +39,10 @@ from equiscale.data.scale_recipe import Split
 from equiscale.deploy.published import read_published_state_dict
 from equiscale.errors import CheckpointError, DataError, RecordError, SettingError
 from equiscale.experiments.benchmark.record import read_benchmark
+from equiscale.experiments.maintenance import _problems_of_pictures, _problems_of_weights
 from equiscale.experiments.records import decode_predictions, encode_predictions, read_record
 from equiscale.experiments.spec import load_suite
+from equiscale.functional.algorithms.choices import Choice, Place, Problem, _read_or_warn, _write
 from equiscale.models.hub import from_pretrained, model_card
 from equiscale.models.settings_json import SettingsJsonError, decode, encode, read_object
 from equiscale.models.weights import load, save, weights_info
@@ -340,6 +344,63 @@ def response_examples() -> list[bytes]:
     ]
 
 
+# --- annotations, and what was measured ---
+
+
+def run_mask(content: bytes) -> None:
+    written("masks/1.png", content)
+    read_object_sizes(folder() / "masks")
+
+
+@cache
+def mask_examples() -> list[bytes]:
+    pixels = np.zeros((8, 9, 4), np.uint8)
+    pixels[1:4, 2:7] = 200, 0, 9, 255
+    kinds = (
+        pixels,
+        pixels[..., :3],
+        pixels[..., 0],
+        pixels[..., 0].astype(np.uint16) * 300,
+        pixels[..., 0] > 0,
+    )
+    return [_png(Image.fromarray(kind)) for kind in kinds] + [_png(_palette(pixels[..., :3]))]
+
+
+def _png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "png")
+    return file.getvalue()
+
+
+def run_boxes(content: bytes) -> None:
+    written("boxes/1.json", content)
+    read_object_sizes(folder() / "boxes")
+
+
+def box_examples() -> list[bytes]:
+    image = {"id": 1, "width": 80, "height": 100}
+    boxes = [{"image_id": 1, "bbox": [0, 0, 20, 30.5]}, {"image_id": 1, "bbox": [0, 0, 9, 9], "iscrowd": 1}]
+    return [json.dumps({"images": [image], "annotations": boxes}).encode()]
+
+
+def run_choices(content: bytes) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        _read_or_warn(written("autotune.json", content))
+
+
+@cache
+def choice_examples() -> list[bytes]:
+    place = Place("a processor", "cpu", 2, "2.0", "1.0")
+    problem = Problem(
+        (1, 2, 8, 8), (3, 2, 1, 4), (3, 5), kernel_size=5, stride=1, padding=2, padding_mode="zeros",
+        scale_padding="zeros", groups=1, projection=None, bias=True, dtypes=("float32", "float32"),
+        autocast=None, gradients=("x", "weight"), keeps=True,
+    )  # fmt: skip
+    found = {(place, problem): Choice("dense", {"dense": 0.5, "cropped": None})}
+    return [made(lambda path: _write(path, found), "choices.json")]
+
+
 # --- networks ---
 
 
@@ -491,6 +552,22 @@ def packed_pictures(content: bytes, name: str = "filters/a.npy") -> bytes:
     return file.getvalue()
 
 
+def run_checked_pictures(content: bytes) -> None:
+    written("checked/run.npz", content)
+    _refuse(_problems_of_pictures(folder() / "checked", "run.npz"))
+
+
+def run_checked_weights(content: bytes) -> None:
+    record = read_record(written("records/digits-scale/r.json", record_examples()[0]))
+    small = record.model_copy(update={"parameters": 1})
+    _refuse(_problems_of_weights(written("checked/run.safetensors", content), small))
+
+
+def _refuse(problems: Iterator[str]) -> None:
+    if found := list(problems):
+        raise RecordError("; ".join(found))
+
+
 def picture_examples() -> list[bytes]:
     return [packed_pictures(picture_arrays()["filters/a.npy"])]
 
@@ -519,6 +596,9 @@ TARGETS = {
     "name of a file": Target(run_file_name, (DataError,), lambda: [b"picture", "Bär".encode()]),
     "name of a folder": Target(run_name, (SettingError,), lambda: [b"/a?size=64&on_corrupt=skip", b"~/a"]),
     "answer of a server": Target(run_response, (DataError,), response_examples),
+    "mask": Target(run_mask, (DataError,), mask_examples),
+    "boxes": Target(run_boxes, (DataError,), box_examples),
+    "measured choices": Target(run_choices, (UserWarning,), choice_examples),
     "weights": Target(run_weights, (CheckpointError, SettingError), weights_examples),
     "settings": Target(run_settings, (SettingsJsonError,), settings_examples),
     "checkpoint": Target(run_checkpoint, (CheckpointError,), checkpoint_examples),
@@ -529,6 +609,8 @@ TARGETS = {
     "benchmark": Target(run_benchmark, (RecordError,), benchmark_examples),
     "document": Target(run_document, (SettingError,), document_examples),
     "pictures": Target(run_pictures, (RecordError,), picture_examples),
+    "checked pictures": Target(run_checked_pictures, (RecordError,), picture_examples),
+    "checked weights": Target(run_checked_weights, (RecordError,), weights_examples),
     "array of pictures": Target(run_pictures, (RecordError,), one_picture_array, packed_pictures),
 }
 

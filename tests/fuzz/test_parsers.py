@@ -38,11 +38,8 @@ NOT_FROM_OUTSIDE = {
     "experiments.element": "the state of one's own jobs, in one's own folder",
     "experiments.jobs": "the output of one's own jobs, in one's own folder",
     "experiments.execute": "JSON that was made two lines above",
-    "experiments.maintenance": "the check of one's own results: names in a file are listed, no array is read",
     "experiments.plan._scalar": "the user's own command line",
     "choose.step.work": "a pickle of its own parent, over a pipe",
-    "choose.objects": "the user's own annotations",
-    "functional.algorithms.choices._read": "a cache of the user's own measurements",
     "models.pretrained._manifest": "a file of the package",
     "models.pretrained.pretrained_path": "compared with its SHA-256 before it is parsed",
     "data.mnist_scale._pngs_are_there": "its own folder, of which the MD5 alone is taken",
@@ -109,6 +106,8 @@ def is_reader(call: ast.Call) -> bool:
 
 def _writes(call: ast.Call) -> bool:
     """Whether every mode that an ``open`` may have is one of writing."""
+    if any(ast.unparse(argument) == "os.O_WRONLY" for argument in call.args):
+        return True
     words = [
         node.value for argument in call.args for node in ast.walk(argument) if isinstance(node, ast.Constant)
     ]
@@ -165,6 +164,8 @@ def test_every_function_that_reads_is_reached_or_has_a_reason() -> None:
         ("path.open('wb')", False),
         ("open(part, 'ab' if offset else 'wb')", False),
         ("open(part, 'rb' if offset else 'wb')", True),
+        ("os.open(path, os.O_WRONLY)", False),
+        ("os.open(path, os.O_RDONLY)", True),
         ("np.load(path)", True),
         ("np.lib.format.read_magic(stream)", True),
         ("zlib.decompressobj()", False),
