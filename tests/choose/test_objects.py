@@ -30,6 +30,18 @@ def test_each_value_of_a_mask_is_an_object_and_its_size_is_that_of_its_box(tmp_p
     assert read_object_sizes(tmp_path) == pytest.approx([6 / 40, 10 / 40])
 
 
+def test_many_objects_have_the_boxes_that_a_search_for_each_finds(tmp_path: Path) -> None:
+    mask = np.random.default_rng(0).integers(0, 40, (13, 9)).astype(np.uint8)
+    write_mask(tmp_path / "mask.png", mask)
+    expected = []
+    for label in range(1, 40):
+        rows, columns = np.nonzero(mask == label)
+        if len(rows):
+            expected.append(math.sqrt((np.ptp(rows) + 1) * (np.ptp(columns) + 1)) / 9)
+    assert len(expected) > 30
+    assert read_object_sizes(tmp_path) == pytest.approx(expected)
+
+
 def test_colours_of_a_mask_are_objects_and_opacity_is_none(tmp_path: Path) -> None:
     mask = np.zeros((20, 20, 4), np.uint8)
     mask[..., 3] = 255

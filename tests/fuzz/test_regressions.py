@@ -6,29 +6,44 @@ import os
 import struct
 import time
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
 from equiscale import create_model, load_published_state_dict
+from equiscale.choose import read_object_sizes
+from equiscale.cli import app
 from equiscale.data import mnist_scale
 from equiscale.data.root import data_root
 from equiscale.deploy.published import read_published_state_dict
 from equiscale.errors import CheckpointError, DataError, RecordError, SettingError
 from equiscale.experiments.benchmark.record import read_benchmark
+from equiscale.experiments.maintenance import _problems_of_pictures, _problems_of_weights
+from equiscale.experiments.plan import parse_overrides
 from equiscale.experiments.records import read_record
 from equiscale.experiments.spec import load_suite, make_protocol, printable
+from equiscale.functional.algorithms.choices import _read_or_warn
 from equiscale.models.hub import model_card
 from equiscale.models.settings_json import SettingsJsonError, decode, read_object
 from equiscale.models.weights_file import WeightsFile
 from equiscale.report.inspection import read_inspection
 from equiscale.scales import ScaleGrid
 from equiscale.train.checkpoint import load_checkpoint, restore_optimizer, save_checkpoint
-from tests.fuzz.targets import benchmark_examples, packed_pictures, record_examples, suite_examples
+from tests.fuzz.targets import (
+    array_examples,
+    benchmark_examples,
+    packed_pictures,
+    record_examples,
+    suite_examples,
+    written,
+)
 
 # --- published checkpoints ---
 
@@ -290,3 +305,159 @@ def test_shapes_that_numpy_cannot_count(tmp_path: Path, shape: tuple[int, ...]) 
 def test_a_root_in_the_home_of_nobody_is_refused() -> None:
     with pytest.raises(SettingError, match=r"expected the path of a folder, got '~nobody-of-that-name'"):
         data_root("~nobody-of-that-name")
+
+
+# --- annotations, and what was measured ---
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A picture of a few bytes that says it has these sides."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("side", [10_000, 50_000])
+def test_a_mask_that_unpacks_to_far_too_much_is_refused_before_it_does(tmp_path: Path, side: int) -> None:
+    """Pillow warns of the first, and refuses the second."""
+    (tmp_path / "mask.png").write_bytes(png_header(side, side))
+    with pytest.raises(DataError, match=r"expected a mask in .*mask.png, got .*decompression bomb"):
+        read_object_sizes(tmp_path)
+    (tmp_path / "mask.png").write_bytes(png_header(9000, 9000))
+    with pytest.raises(DataError, match=r"got a file that cannot be read: (?!.*bomb)"):
+        read_object_sizes(tmp_path)
+
+
+def test_a_mask_is_a_png_whatever_its_name_says(tmp_path: Path) -> None:
+    """Pillow's reader of EPS starts Ghostscript on the file."""
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+    (tmp_path / "mask.png").write_bytes(eps)
+    with Image.open(tmp_path / "mask.png") as opened:
+        assert opened.format == "EPS", "the control: it would have been taken for one"
+    with pytest.raises(DataError, match=r"expected a mask in .*mask.png, got .*cannot identify image file"):
+        read_object_sizes(tmp_path)
+    for kind in ("bmp", "tiff", "gif"):
+        Image.fromarray(np.ones((4, 4), np.uint8)).save(tmp_path / "mask.png", kind)
+        with pytest.raises(DataError, match="cannot identify image file"):
+            read_object_sizes(tmp_path)
+
+
+def test_a_photograph_among_the_masks_ends(tmp_path: Path) -> None:
+    """A search of the picture for each of its colours would take longer than anybody waits."""
+    pixels = np.random.default_rng(0).integers(1, 256, (1000, 1000, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photograph.png", compress_level=1)
+    assert len(read_object_sizes(tmp_path)) > 900_000
+
+
+@pytest.mark.parametrize("name", ["mask.png", "boxes.json"])
+def test_annotations_that_are_a_pipe_or_too_large_are_refused(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(DataError, match="no file of at most 1073741824 bytes"):
+        read_object_sizes(tmp_path)
+    (tmp_path / name).unlink()
+    with (tmp_path / name).open("wb") as file:
+        file.truncate(2**30 + 1)  # a hole, which takes no room
+    with pytest.raises(DataError, match="no file of at most 1073741824 bytes"):
+        read_object_sizes(tmp_path)
+
+
+DEEP = ["[" * 100_000, '{"a":' * 100_000, '{"images": ' + "[" * 100_000]
+
+
+@pytest.mark.parametrize(
+    "content", [*DEEP, '{"images": [], "annotations": ' + "1" * 5000 + "}", "[]", '"\\ud800"']
+)
+def test_boxes_that_are_too_deep_or_no_boxes_are_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "boxes.json").write_text(content)
+    with pytest.raises(DataError, match=r"expected COCO's 'images' .* in .*boxes.json, got something else"):
+        read_object_sizes(tmp_path)
+
+
+@pytest.mark.parametrize("side", ["1" + "0" * 400, "-0", '"3"', "[]"])
+def test_sides_with_which_nothing_can_be_computed_are_refused(tmp_path: Path, side: str) -> None:
+    annotation = '{"image_id": 1, "bbox": [0, 0, 2, 2]}'
+    image = '{"id": 1, "width": ' + side + ', "height": ' + side + "}"
+    (tmp_path / "boxes.json").write_text('{"images": [' + image + '], "annotations": [' + annotation + "]}")
+    with pytest.raises(DataError, match=r"expected COCO's 'images' .* in .*boxes.json, got something else"):
+        read_object_sizes(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [*DEEP, '{"format": 1, "choices": "abc"}', '{"format": 1, "choices": [[]]}']
+)
+def test_measured_choices_that_are_too_deep_or_none_are_left_out(tmp_path: Path, content: str) -> None:
+    (tmp_path / "autotune.json").write_text(content)
+    with pytest.warns(
+        UserWarning, match=r"expected measured choices .*autotune.json, got a file that cannot"
+    ):
+        assert _read_or_warn(tmp_path / "autotune.json") == {}
+
+
+def test_measured_choices_without_end_are_left_out_unread(tmp_path: Path) -> None:
+    with (tmp_path / "autotune.json").open("wb") as file:
+        file.truncate(2**26 + 1)
+    with pytest.warns(UserWarning, match="ValueError: more than 67108864 bytes"):
+        assert _read_or_warn(tmp_path / "autotune.json") == {}
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "1" * 5000, "{", "\x1b[2J"])
+def test_a_setting_of_the_command_line_that_is_no_number_is_a_text(text: str) -> None:
+    assert parse_overrides([f"name={text}"]) == (("name", text),)
+
+
+# --- what a terminal is shown ---
+
+
+def test_no_message_has_what_a_terminal_obeys(tmp_path: Path) -> None:
+    (tmp_path / "boxes.json").write_text(
+        json.dumps({"images": [{"id": 1, "width": "\x1b[2J\u202e", "height": 3}]})
+    )
+    hostile = tmp_path / "\x1b]0;title\x07.json"
+    (tmp_path / "boxes.json").rename(hostile)
+    with pytest.raises(DataError, match="\x1b"):
+        read_object_sizes(tmp_path)
+    result = CliRunner().invoke(app, ["suggest", "--data", "digits-scale", "--objects", str(tmp_path)])
+    assert result.exit_code == 2, result.output
+    assert r"\x1b]0;title\x07.json" in result.stderr
+    assert result.stderr.removesuffix("\n").isprintable()
+
+
+# --- the check of results ---
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F4", "F6_E2M3"])
+def test_weights_of_types_with_which_nobody_computes_are_a_problem_and_no_crash(
+    tmp_path: Path, dtype: str
+) -> None:
+    size, count = {"F8_E4M3": (1, 1), "F4": (1, 2), "F6_E2M3": (3, 4)}[dtype]
+    header = {"a": {"dtype": dtype, "shape": [count], "data_offsets": [0, size]}}
+    path = forged(tmp_path / "w.safetensors", json.dumps(header).encode(), bytes(size))
+    record = read_record(written("records/digits-scale/r.json", record_examples()[0]))
+    assert [text.partition(":")[0] for text in _problems_of_weights(path, record)] == [
+        f"its weights in {path} cannot be read"
+    ]
+
+
+@pytest.mark.parametrize("make", [Path.touch, Path.mkdir, os.mkfifo, "no archive", "an array"])
+def test_pictures_that_are_no_archive_are_a_problem_and_leave_no_open_file(tmp_path: Path, make: Any) -> None:
+    contents = {"no archive": b"PK nonsense", "an array": array_examples()[0]}
+    path = tmp_path / "run.npz"
+    path.write_bytes(contents[make]) if make in contents else make(path)
+    (problem,) = _problems_of_pictures(tmp_path, "run.npz")
+    assert problem.startswith(
+        f"its pictures run.npz {'are missing' if not path.is_file() else 'cannot be read'}"
+    )
+
+
+def test_pictures_of_a_million_arrays_are_a_problem(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "run.npz", "w") as archive:
+        for number in range(10_001):
+            archive.writestr(f"{number}.npy", b"")
+    assert list(_problems_of_pictures(tmp_path, "run.npz")) == ["its pictures run.npz are 10001 arrays"]
