@@ -201,6 +201,38 @@ def test_errors_are_one_line_without_a_traceback(
     assert "Traceback" not in output
 
 
+@pytest.mark.parametrize("more", [(), ("--dry-run",), ("--engine", "slurm")], ids=" ".join)
+@pytest.mark.parametrize("size", ["2", "one"])
+def test_reproduce_is_not_started_by_torchrun(
+    more: tuple[str, ...], size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", size)
+    # Not even the suite is read.
+    code, output = invoke("reproduce", "no-such-suite", "--results", tmp_path / "runs", *more)
+    assert code == 2
+    assert output == (
+        "equiscale: expected 'equiscale reproduce' to be started once, got one of several processes of "
+        f"torchrun (WORLD_SIZE={size}); start it without torchrun, which is for 'equiscale train': it starts "
+        "its own processes, and several of it share a results folder\n"
+    )
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("variables", [{"RANK": "0", "WORLD_SIZE": "1"}, {"WORLD_SIZE": "4"}, {}], ids=str)
+def test_reproduce_starts_as_the_only_process(
+    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    code, output = invoke(
+        "reproduce", "digits-scale", "--models", "mnist_cnn_28", "--dry-run", "--no-estimate"
+    )
+    assert code == 0, output
+
+
 def test_help_starts_without_torch_or_other_heavy_packages() -> None:
     program = (
         "import sys; sys.argv = ['equiscale', '--help']\n"
