@@ -119,6 +119,14 @@ def test_one_value_a_channel_is_refused_where_the_statistics_are_the_batchs(norm
     assert layer.train()(one[:0]).shape == one[:0].shape
 
 
+def test_one_value_a_channel_of_this_process_may_have_partners_in_others_but_in_evaluation() -> None:
+    layer, one = ScaleBatchNorm2d(4, track_running_stats=False), torch.zeros(1, 4, 1, 1, 1)
+    layer.process_group = object()  # only whether there is one counts here
+    layer.check_values(one)
+    with pytest.raises(ShapeError, match="expected more than one value a channel"):
+        layer.eval().check_values(one)
+
+
 def test_one_value_a_channel_is_refused_in_every_memory_order() -> None:
     for order in MAP_ORDERS:
         with pytest.raises(ShapeError, match="expected more than one value a channel"):
