@@ -120,7 +120,7 @@ def _box_sizes(labels: NDArray[Any]) -> list[float]:
     places = places.reshape(labels.shape)
     height, width = (_extents(places, len(values), axis) for axis in (0, 1))
     sizes = np.sqrt(height * width) / min(labels.shape)
-    return sizes[values != 0].tolist()
+    return [float(size) for size in sizes[values != 0]]
 
 
 def _extents(places: NDArray[np.intp], count: int, axis: int) -> NDArray[np.int64]:
@@ -130,7 +130,7 @@ def _extents(places: NDArray[np.intp], count: int, axis: int) -> NDArray[np.int6
     first, last = np.full(count, len(lines)), np.full(count, -1)
     np.minimum.at(first, places, along)
     np.maximum.at(last, places, along)
-    return last - first + 1
+    return np.asarray(last - first + 1)
 
 
 def _of_json(path: Path) -> list[float]:
