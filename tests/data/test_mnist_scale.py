@@ -180,11 +180,12 @@ def test_the_same_bytes_in_another_shape_are_refused_and_made_anew(small_mnist: 
 
 
 def test_a_crash_in_the_middle_leaves_nothing(small_mnist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def crash(_: object, path: Path, **__: object) -> None:
-        path.write_bytes(b"half a file")
+    def crash(path: Path, content: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(content[:100])
         raise OSError("no space left")
 
-    monkeypatch.setattr(mnist_scale, "save_file", crash)
+    monkeypatch.setattr(Path, "write_bytes", crash)
     with pytest.raises(OSError, match="no space left"):
         prepare(small_mnist, source="unused", realisations=[0])
     assert [path.name for path in small_mnist.rglob("*")] == ["mnist-scale"]

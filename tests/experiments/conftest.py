@@ -1,5 +1,6 @@
 """A suite and a folder of photographs, small enough to be trained in a test."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,19 @@ lr_gamma = 0.1
 name = "CNN"
 cells = { "28×28" = { model = "mnist_cnn_28", augment = "none" } }
 """
+# The same with a network that is trained in a moment.
+TINY_SUITE = SMALL_SUITE.replace(
+    'augment = "none" }', 'augment = "none", overrides = { channels = [4, 8, 8], hidden = 16 } }'
+)
+# And long enough that it can be stopped on the way.
+LONG_SUITE = TINY_SUITE.replace("epochs = 3", "epochs = 30")
+
+
+def on_one_core() -> None:
+    """Of a process that is about to be started: tests go side by side, each on a core."""
+    cores = sorted(os.sched_getaffinity(0))
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+    os.sched_setaffinity(0, {cores[int(worker) % len(cores)]})
 
 
 def make_record(*, realisation: int = 0, error: float = 2.0) -> RunRecord:
@@ -80,7 +94,7 @@ def make_record(*, realisation: int = 0, error: float = 2.0) -> RunRecord:
 @pytest.fixture
 def small_suite(tmp_path: Path) -> Path:
     path = tmp_path / "small.toml"
-    path.write_text(SMALL_SUITE)
+    path.write_text(TINY_SUITE)
     return path
 
 

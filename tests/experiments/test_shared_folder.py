@@ -23,7 +23,7 @@ from equiscale.experiments.spec import load_suite
 from equiscale.experiments.stopping import stop_on_signals
 from equiscale.experiments.sweep import SweepResult, run_sweep
 from equiscale.experiments.worker import RunEvent
-from tests.experiments.conftest import make_record
+from tests.experiments.conftest import LONG_SUITE, make_record, on_one_core
 
 
 @pytest.fixture
@@ -36,6 +36,7 @@ def reproduce(suite: Path, results: Path, *arguments: str) -> subprocess.Popen[s
     return subprocess.Popen(
         [*command, "--jobs", "1", *arguments],
         start_new_session=True,
+        preexec_fn=on_one_core,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -67,9 +68,9 @@ def test_two_commands_share_the_runs_and_wait_for_each_other(
     assert list(claims_of(tmp_path, "small").iterdir()) == []
 
 
-def test_a_worker_whose_sweep_is_killed_ends_at_a_safe_point(
-    tmp_path: Path, small_suite: Path, runs: list[RunSettings]
-) -> None:
+def test_a_worker_whose_sweep_is_killed_ends_at_a_safe_point(tmp_path: Path, small_suite: Path) -> None:
+    small_suite.write_text(LONG_SUITE)
+    runs = plan_runs(load_suite(str(small_suite)))
     process, claims = reproduce(small_suite, tmp_path), Claims(claims_of(tmp_path, "small"))
     until(checkpoint_path(tmp_path, runs[0]).exists)
     process.kill()
@@ -80,7 +81,9 @@ def test_a_worker_whose_sweep_is_killed_ends_at_a_safe_point(
     assert checkpoint_path(tmp_path, runs[0]).exists()
 
 
-def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, small_suite: Path, runs: list[RunSettings]) -> None:
+def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, small_suite: Path) -> None:
+    small_suite.write_text(LONG_SUITE)
+    runs = plan_runs(load_suite(str(small_suite)))
     process = reproduce(small_suite, tmp_path)
     until(checkpoint_path(tmp_path, runs[0]).exists)
     (worker,) = [

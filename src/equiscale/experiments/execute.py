@@ -132,7 +132,7 @@ def execute_run(
         OSError: If weights or record cannot be written, for example for want of room.
     """
     torch.set_num_threads(options.threads)
-    run = _Run(settings, options, should_stop or (lambda: False))
+    run = _Run(settings, options, should_stop)
     checkpoint = checkpoint_path(options.folder, settings)
     if not options.resume:
         if options.group.rank == 0:
@@ -201,9 +201,11 @@ def check_networks(runs: Iterable[RunSettings], *, data_root: Path | None = None
 class _Run:
     """The parts of a run: data on the device, the network, and what was seen so far."""
 
-    def __init__(self, settings: RunSettings, options: RunOptions, should_stop: Callable[[], bool]) -> None:
+    def __init__(
+        self, settings: RunSettings, options: RunOptions, should_stop: Callable[[], bool] | None = None
+    ) -> None:
         self.settings, self.options, self.started = settings, options, provenance.now()
-        self.should_stop, self.group = should_stop, options.group
+        self.should_stop, self.group = should_stop or (lambda: False), options.group
         self.commit = provenance.commit()
         self.device = torch.device(options.device)
         info = dataset_info(settings.dataset, root=options.data_root)
