@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -65,7 +65,7 @@ def judge(column: str, name: str, problem: str) -> None:
 
 
 EVERY_LAYER = pytest.mark.parametrize("name", ROWS)
-SLOW = ("ONNX", "int8")
+SLOW = ("ONNX", "int8", "torch.compile")
 KINDS = (
     "LiftConv2d",
     "ScaleConv2d",
@@ -77,15 +77,18 @@ KINDS = (
     "ValueDropout",
     "LiftConv1d",
 )
-CELLS = [
-    (column, name)
-    for column in HERE
-    for name in ROWS
-    if column not in SLOW or name in KINDS or "EQUISCALE_MATRIX" in os.environ
-]
 
 
-@pytest.mark.parametrize(("column", "name"), CELLS)
+def cells(columns: Iterable[str]) -> list[tuple[str, str]]:
+    return [
+        (column, name)
+        for column in columns
+        for name in ROWS
+        if column not in SLOW or name in KINDS or "EQUISCALE_MATRIX" in os.environ
+    ]
+
+
+@pytest.mark.parametrize(("column", "name"), cells(HERE))
 def test_runs_here(column: str, name: str) -> None:
     judge(column, name, matrix._outcome(HERE[column], name))
 
@@ -96,7 +99,8 @@ def apart(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]
     outcomes = {}
     for column in APART:
         path = tmp_path_factory.mktemp("matrix") / "outcomes.json"
-        command = [sys.executable, "-W", "ignore", "-m", "tests.deploy.matrix", column, str(path)]
+        layers = [name for _, name in cells([column])]
+        command = [sys.executable, "-W", "ignore", "-m", "tests.deploy.matrix", column, str(path), *layers]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
         assert done.returncode == 0, done.stderr
@@ -104,8 +108,7 @@ def apart(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]
     return outcomes
 
 
-@EVERY_LAYER
-@pytest.mark.parametrize("column", APART)
+@pytest.mark.parametrize(("column", "name"), cells(APART))
 @pytest.mark.timeout(600)
 def test_runs_in_a_process_of_its_own(name: str, column: str, apart: dict[str, dict[str, str]]) -> None:
     if column == "torch.compile" and name in matrix.INDUCTOR and not has_compiler("cpu"):
