@@ -69,7 +69,7 @@ def test_a_sweep_leaves_records_weights_and_pictures(tmp_path: Path, runs: list[
     assert [layer.layer for layer in record.equivariance] == ["main.0", "main.4", "main.8"]
     assert all(0 < layer.error < 2 for layer in record.equivariance)
     with np.load(options.folder / "small" / record.inspection) as arrays:
-        assert arrays["filters/main.0"].shape == (8, 1, 7, 7)
+        assert arrays["filters/main.0"].shape == (4, 1, 7, 7)
         assert arrays["features/main.8"].shape == (3, 1, 7, 7)
         assert arrays["feature_inputs"].shape == (3, 28, 28)
     assert load_file(weights_path(options.folder, runs[0]))["linear.4.bias"].shape == (10,)
