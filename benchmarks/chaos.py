@@ -56,14 +56,17 @@ lr_gamma = 0.1
 
 [[methods]]
 name = "CNN"
-cells = {{ "28×28" = {{ model = "mnist_cnn_28", augment = "none" }} }}
+[methods.cells."28×28"]
+model = "mnist_cnn_28"
+augment = "none"
+overrides = {{ channels = [4, 8, 8], hidden = 16 }}
 
 [[methods]]
 name = "SESN"
 [methods.cells."28×28"]
 model = "mnist_ses_vector_28"
 augment = "none"
-overrides = {{ channels = [4, 8, 8] }}
+overrides = {{ channels = [2, 4, 4], hidden = 16 }}
 """
 
 
@@ -213,7 +216,7 @@ def disturb(commands: list[Command], chaos: Chaos, end: float) -> None:
     while not chaos.is_over:
         if time.monotonic() > end:
             raise TimeoutError(f"expected all kills within {MOST_SECONDS:.0f} s")
-        time.sleep(chaos.random.uniform(1.0, 6.0))
+        time.sleep(chaos.random.uniform(0.5, 5.0))
         for command in commands:
             if not command.is_running():
                 command.revive()
@@ -358,7 +361,7 @@ def main() -> None:
     parser = recording.parser(__doc__, DEFAULT_OUTPUT)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--realisations", type=int, default=12, help="runs of each of two networks")
+    parser.add_argument("--realisations", type=int, default=8, help="runs of each of two networks")
     arguments = parser.parse_args()
     if arguments.read:
         recording.show("chaos", arguments, markdown)
