@@ -41,7 +41,7 @@ reproduce: $(VENV)/installed ## Prepare data, train, show the table, write the r
 	@$(BIN)/equiscale report $(SUITE) --results $(RESULTS)
 
 test: $(VENV)/installed-dev ## Run all tests and doctests
-	@$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --quiet
+	@$(BIN)/pytest --numprocesses auto --dist loadfile --quiet
 
 fuzz: $(VENV)/installed-dev ## Let a fuzzer that watches coverage try every parser (RUNS inputs each, MINUTES in all)
 	@$(PIP) --group fuzz
