@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from equiscale._extras import needs_extra
-from equiscale.data import check_available
 from equiscale.errors import SettingError
 from equiscale.experiments.element import Element
-from equiscale.experiments.execute import RunOptions, check_networks
+from equiscale.experiments.execute import RunOptions
 from equiscale.experiments.jobs import FOLDER, Submission
 from equiscale.experiments.records import RunSettings
-from equiscale.experiments.runner import is_finished
+from equiscale.experiments.runner import check_device_name, check_runs, is_finished
 
 DEFAULT_TIME: Final = "4:00:00"
 MOST_ELEMENTS: Final = 8  # unless more are asked for
@@ -243,11 +242,8 @@ def _checked(
 ) -> list[RunSettings]:
     """Check all that can be checked on the machine that submits, which has other devices; the open runs."""
     check_slurm()
-    if not re.fullmatch(r"auto|cpu|cuda(:(0|[1-9][0-9]*))?", device):
-        raise SettingError(f"expected a device of auto, cpu, cuda or cuda:N, got {device!r}")
-    check_networks({run.treatment: run for run in runs}.values(), data_root=data_root)
-    for dataset, realisation in dict.fromkeys((run.dataset, run.realisation) for run in runs):
-        check_available(dataset, realisation=realisation, root=data_root)
+    check_device_name(device)
+    check_runs(runs, data_root=data_root)
     options = RunOptions(folder, data_root)
     return [run for run in runs if not is_finished(run, options)]
 

@@ -55,9 +55,10 @@ _COLUMNS: Final = ", ".join(field.name for field in fields(Row))
 _SLOTS: Final = ", ".join("?" for _ in range(len(fields(Row)) + 1))
 
 
-def record_files(folder: Path) -> list[Path]:
-    """The records' files of all suites in a results folder, sorted; other files have other names."""
-    return sorted(path for path in folder.glob("*/*.json") if _RUN_ID.fullmatch(path.stem))
+def record_files(folder: Path, suite: str | None = None) -> list[Path]:
+    """The records' files of a suite, or of all, in a results folder, sorted; other files have other names."""
+    found = folder.glob("*/*.json") if suite is None else (folder / suite).glob("*.json")
+    return sorted(path for path in found if _RUN_ID.fullmatch(path.stem))
 
 
 def read_rows(folder: Path, *, database: Path | None = None) -> list[Row]:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from equiscale._files import atomic_path
 from equiscale.errors import RecordError, SettingError
-from equiscale.experiments.claims import Claims
+from equiscale.experiments.claims import Claims, claims_of
 from equiscale.experiments.element import read_state
 
 FOLDER: Final = "jobs"  # beside the records of a suite
@@ -144,9 +144,10 @@ def runs_under_way(submission: Submission, states: Sequence[JobState]) -> dict[s
 
     A claim names its machine; of several elements on one machine it is not known which of them has it.
     """
+    suite = submission.logs.parent.parent
     hosts = {state.host for state in states if state.state == "RUNNING"}
     found: dict[str, list[str]] = {}
-    for run, holder in sorted(Claims(submission.logs.parent.parent / "claims").held().items()):
+    for run, holder in sorted(Claims(claims_of(suite.parent, suite.name)).held().items()):
         if holder is not None and holder.host in hosts:
             found.setdefault(holder.host, []).append(run)
     return found

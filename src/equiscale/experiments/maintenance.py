@@ -225,7 +225,7 @@ def garbage(folder: Path) -> Iterator[Garbage]:
             yield _garbage(path, "claim of a dead worker")
         for path in () if held else sorted(filter(is_temporary, suite.rglob("*"))):
             yield _garbage(path, "half written")
-        for path in _checkpoints_of_finished(folder, suite):
+        for path in _checkpoints_of_finished(folder, suite.name):
             if path.stem not in held:
                 yield _garbage(path, "checkpoint of a finished run")
 
@@ -244,11 +244,10 @@ def _garbage(path: Path, reason: str) -> Garbage:
     return Garbage(path, reason, sum(file.lstat().st_size for file in files))
 
 
-def _checkpoints_of_finished(folder: Path, suite: Path) -> Iterator[Path]:
-    for path in record_files(folder):
-        if path.parent == suite:
-            with suppress(RecordError):
-                record = read_record(path)
-                checkpoint = checkpoint_path(folder, record.settings)
-                if record.status == "finished" and checkpoint.exists():
-                    yield checkpoint
+def _checkpoints_of_finished(folder: Path, suite: str) -> Iterator[Path]:
+    for path in record_files(folder, suite):
+        with suppress(RecordError):
+            record = read_record(path)
+            checkpoint = checkpoint_path(folder, record.settings)
+            if record.status == "finished" and checkpoint.exists():
+                yield checkpoint

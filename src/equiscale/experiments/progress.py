@@ -151,7 +151,7 @@ class _Display:
                 _label(settings), total=settings.protocol.epochs, note="starting"
             )
         elif event.epoch is not None:
-            self.progress.update(self.bars[settings], advance=1, note=_note(event.epoch))
+            self.progress.update(self.bars[settings], advance=1, note=error_of(event.epoch))
             self.progress.advance(self.overall)
         elif event.kind == "waiting":
             self.progress.console.print(f"waiting {escape(event.message)}", highlight=False)
@@ -175,8 +175,8 @@ class _Display:
         )
 
 
-def _note(epoch: EpochResult) -> str:
-    """The error nearest to the one that counts."""
+def error_of(epoch: EpochResult) -> str:
+    """Of an epoch's errors the one nearest to the one that counts."""
     measured = (epoch.validation_error, epoch.test_error, epoch.train_error)
     return f"{next(error for error in measured if error is not None):.1f} %"
 

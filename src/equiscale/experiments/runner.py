@@ -62,12 +62,23 @@ def prepare_options(
     side_by_side = choose_jobs(jobs, device=chosen, runs=len(runs))
     for protocol in dict.fromkeys(run.protocol for run in runs):
         numerics_of(protocol).check(torch.device(chosen))
-    check_networks({run.treatment: run for run in runs}.values(), data_root=data_root)
-    for dataset, realisation in dict.fromkeys((run.dataset, run.realisation) for run in runs):
-        check_available(dataset, realisation=realisation, root=data_root)
+    check_runs(runs, data_root=data_root)
     _check_writable(folder)
     options = RunOptions(folder, data_root, chosen, threads=available_cores(), resume=resume)
     return options, side_by_side
+
+
+def check_runs(runs: Sequence[RunSettings], *, data_root: Path | None) -> None:
+    """Check each network with its data once, and that the data are there.
+
+    Raises:
+        SettingError: If a network is not for the images of its data set.
+        ModelError: For an unknown model or override.
+        DataError: If the data of a run are missing or damaged.
+    """
+    check_networks({run.treatment: run for run in runs}.values(), data_root=data_root)
+    for dataset, realisation in dict.fromkeys((run.dataset, run.realisation) for run in runs):
+        check_available(dataset, realisation=realisation, root=data_root)
 
 
 def choose_jobs(jobs: Jobs, *, device: str, runs: int) -> int:
@@ -95,10 +106,9 @@ def check_device(device: str) -> str:
     Raises:
         SettingError: For an unknown or missing device.
     """
+    check_device_name(device)
     found = "cuda" if torch.cuda.is_available() else "cpu"
     chosen = found if device == "auto" else device
-    if not re.fullmatch(r"cpu|cuda(:(0|[1-9][0-9]*))?", chosen):
-        raise SettingError(f"expected a device of auto, cpu, cuda or cuda:N, got {device!r}")
     if chosen.startswith("cuda") and found == "cpu":
         raise SettingError(
             f"expected a CUDA device for {device!r}, got none on this machine; use --device cpu"
@@ -108,6 +118,16 @@ def check_device(device: str) -> str:
             f"expected a device of cuda:0 to cuda:{torch.cuda.device_count() - 1}, got {device!r}"
         )
     return chosen
+
+
+def check_device_name(device: str) -> None:
+    """Refuse what is no device anywhere.
+
+    Raises:
+        SettingError: For another name than auto, cpu, cuda or cuda:N.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:(0|[1-9][0-9]*))?", device):
+        raise SettingError(f"expected a device of auto, cpu, cuda or cuda:N, got {device!r}")
 
 
 def is_finished(settings: RunSettings, options: RunOptions) -> bool:

@@ -9,14 +9,15 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from equiscale._machine import available_cores, keep_memory
+from equiscale._machine import available_cores
 from equiscale.errors import SettingError, TrainingStoppedError
 from equiscale.experiments.claims import Claim, Claims, claims_of
 from equiscale.experiments.execute import RunOptions, execute_run
-from equiscale.experiments.progress import print_result
+from equiscale.experiments.progress import error_of, print_result
 from equiscale.experiments.records import RunRecord, RunSettings
 from equiscale.experiments.runner import Jobs, check_device, is_finished, prepare_options
 from equiscale.experiments.stopping import stop_on_signals
+from equiscale.experiments.worker import prepare_process
 from equiscale.train import EpochResult
 from equiscale.train.distributed import Processes, local_rank, local_size, processes
 
@@ -98,15 +99,12 @@ def _claimed(settings: RunSettings, options: RunOptions, together: Processes) ->
 def _execute(
     settings: RunSettings, options: RunOptions, console: Console, stop: Callable[[], bool]
 ) -> RunRecord:
-    keep_memory()
-    torch.backends.cudnn.benchmark = True  # every batch but an epoch's last has the same shape
+    prepare_process()
 
     def tell(result: EpochResult) -> None:
-        measured = (result.validation_error, result.test_error, result.train_error)
-        error = next(error for error in measured if error is not None)
         console.print(
             f"epoch {result.epoch}/{settings.protocol.epochs}  loss {result.train_loss:.4f}  "
-            f"error {error:.1f} %  {result.seconds:.0f} s"
+            f"error {error_of(result)}  {result.seconds:.0f} s"
         )
 
     return execute_run(settings, options, on_epoch=tell, should_stop=stop)

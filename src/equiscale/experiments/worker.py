@@ -42,10 +42,15 @@ class RunEvent:
     message: str = ""
 
 
-def work(settings: RunSettings, options: RunOptions, sender: Connection) -> None:
-    """The body of a run's process."""
+def prepare_process() -> None:
+    """Make this process one that trains: it keeps freed memory, and lets cuDNN measure its algorithms."""
     keep_memory()
     torch.backends.cudnn.benchmark = True  # every batch but an epoch's last has the same shape
+
+
+def work(settings: RunSettings, options: RunOptions, sender: Connection) -> None:
+    """The body of a run's process."""
+    prepare_process()
     with stop_on_signals(patient=True) as stop:
         _stop_with_parent(stop)
         # Without the sweep nobody listens, and the checkpoint is safe.

@@ -118,12 +118,7 @@ class Processes:
                 raise SettingError(
                     f"expected {name} = false in a training of several processes, got true; leave it out"
                 )
-        if not isinstance(train, SharedBatches):
-            raise SettingError(
-                "expected batches of which several processes can have their shares, got "
-                f"{type(train).__name__}; use TensorBatches"
-            )
-        for images in sorted(set(train.sizes)):
+        for images in sorted(set(_shared(train).sizes)):
             parts = part_count(images, config.accumulate)
             if images // parts < self.size:
                 raise SettingError(
@@ -167,12 +162,7 @@ class Processes:
 
         Where there is no image for this process, it is given the first one.
         """
-        if not isinstance(batches, SharedBatches):
-            raise SettingError(
-                "expected batches of which several processes can have their shares, got "
-                f"{type(batches).__name__}; use TensorBatches"
-            )
-        return batches.epoch(generator, share=lambda images: self._places(images, parts))
+        return _shared(batches).epoch(generator, share=lambda images: self._places(images, parts))
 
     def own_parts(self, images: int, parts: int) -> list[int]:
         """How many images of each part of a batch are this process' own."""
@@ -284,6 +274,15 @@ class SharedGradients:
         (loss * (self.together.size / batch_size)).backward()  # type: ignore[no-untyped-call]
         mistakes = (logits.detach().argmax(1) != labels).sum()
         return torch.stack([loss.detach().double(), mistakes.double()])
+
+
+def _shared(batches: Batches) -> SharedBatches:
+    if not isinstance(batches, SharedBatches):
+        raise SettingError(
+            "expected batches of which several processes can have their shares, got "
+            f"{type(batches).__name__}; use TensorBatches"
+        )
+    return batches
 
 
 def _parallel(model: nn.Module, image: Tensor) -> DistributedDataParallel:
