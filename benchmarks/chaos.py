@@ -20,9 +20,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import recording
@@ -49,10 +50,10 @@ realisations = [{realisations}]
 columns = ["28×28"]
 
 [protocol]
-epochs = 4
+epochs = 10
 batch_size = 125
 learning_rate = 0.01
-lr_steps = [2]
+lr_steps = [5]
 lr_gamma = 0.1
 
 [[methods]]
@@ -209,9 +210,9 @@ def _mount(*arguments: str) -> bool:
         return False
 
 
-def until_finished(commands: list[Command], runs: list[RunSettings], results: Path, end: float) -> None:
+def until_finished(commands: list[Command], is_finished: Callable[[], bool], end: float) -> None:
     """Start again what has ended, until no run is open."""
-    while not all(_is_finished(results, run) for run in runs):
+    while not is_finished():
         if time.monotonic() > end:
             raise TimeoutError(f"expected all runs to end within {MOST_SECONDS:.0f} s")
         for command in commands:
@@ -220,21 +221,24 @@ def until_finished(commands: list[Command], runs: list[RunSettings], results: Pa
         time.sleep(0.2)
 
 
-def _is_finished(results: Path, run: RunSettings) -> bool:
-    path = record_path(results, run)
-    return path.exists() and read_record(path).status == "finished"
+def all_finished(results: Path, runs: list[RunSettings]) -> bool:
+    """Whether every run has its record, and no failed one."""
+    paths = [record_path(results, run) for run in runs]
+    return all(path.exists() and read_record(path).status == "finished" for path in paths)
 
 
-def disturb(commands: list[Command], chaos: Chaos, end: float) -> None:
+def disturb(commands: list[Command], chaos: Chaos, is_finished: Callable[[], bool], end: float) -> None:
     """Strike at random instants until all kills are done."""
     while chaos.killed < chaos.kills:
         if time.monotonic() > end:
-            raise TimeoutError(f"expected {chaos.kills} kills within {MOST_SECONDS:.0f} s, got {chaos.killed}")
+            raise TimeoutError(f"expected {chaos.kills} kills in {MOST_SECONDS:.0f} s, got {chaos.killed}")
         time.sleep(chaos.random.uniform(0.5, 4.0))
         for command in commands:
             if not command.is_running():
                 command.revive()
+        before, had_open_runs = chaos.killed, not is_finished()
         chaos.strike(chaos.random.choice(commands))
+        chaos.counts["kills while runs were open"] += had_open_runs * (chaos.killed - before)
         print(f"\r{chaos.killed} of {chaos.kills} processes killed", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
 
@@ -257,12 +261,14 @@ def sweep(suite: Path, results: Path, chaos: Chaos | None) -> tuple[float, str, 
     """All runs of the suite by two commands; the seconds, what they printed, and how they ended."""
     runs = plan_runs(load_suite(str(suite)))
     begun = time.monotonic()
+    end = begun + MOST_SECONDS
+    is_finished = partial(all_finished, results, runs)
     cores = sorted(os.sched_getaffinity(0))
     commands = [Command(suite, results, cores[number % len(cores)]) for number in range(COMMANDS)]
     try:
         if chaos is not None:
-            disturb(commands, chaos, begun + MOST_SECONDS)
-        until_finished(commands, runs, results, begun + MOST_SECONDS)
+            disturb(commands, chaos, is_finished, end)
+        until_finished(commands, is_finished, end)
         for command in commands:
             while command.is_running():
                 time.sleep(0.1)
@@ -353,6 +359,7 @@ def markdown(record: dict) -> str:
     rows = [
         ("workers killed", counts.get("workers killed", 0)),
         ("commands killed, with their workers", counts.get("commands killed", 0)),
+        ("of all kills, while runs were open", counts.get("kills while runs were open", 0)),
         (
             "stopped by SIGTERM or SIGINT",
             sum(counts.get(f"stopped by {s}", 0) for s in ("SIGTERM", "SIGINT")),
