@@ -14,6 +14,7 @@ with 1 if a promise is broken.
 import errno
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -299,6 +300,11 @@ def times_finished(printed: str) -> Counter[str]:
     return Counter(" ".join(words[1:4]) for words in lines)
 
 
+def tracebacks(printed: str) -> list[str]:
+    """Every traceback, from its first line to the one that is not indented."""
+    return re.findall(r"^Traceback .*\n(?:[ \t].*\n)*.*", printed, flags=re.MULTILINE)
+
+
 def measure(kills: int, seed: int, realisations: int) -> dict:
     with small_disk() as (disk, has_disk), tempfile.TemporaryDirectory() as other:
         suite = Path(other) / "chaos.toml"
@@ -323,7 +329,7 @@ def measure(kills: int, seed: int, realisations: int) -> dict:
             "refused_when_read_only": refused,
             "same_bits": same_bits(runs, quiet, disturbed),
             "finished_twice": sum(count > 1 for count in times_finished(printed).values()),
-            "tracebacks": printed.count("Traceback"),
+            "tracebacks": tracebacks(printed),
             "problems": problems,
             "left_over": sorted(str(path.relative_to(disturbed)) for path in left),
             "starts": len(statuses),
@@ -346,7 +352,7 @@ def broken_promises(record: dict) -> list[str]:
         "no run is finished twice": record["finished_twice"] == 0,
         "nothing is unsound": not record["problems"],
         "nothing is left over": not record["left_over"],
-        "no traceback": record["tracebacks"] == 0,
+        "no traceback": not record["tracebacks"],
         "a read-only folder is refused": record["refused_when_read_only"] in (True, None),
     }
     return [promise for promise, holds in checks.items() if not holds]
@@ -399,6 +405,7 @@ def main() -> None:
     broken = broken_promises(record)
     for promise in broken:
         print(f"BROKEN: {promise}")
+    print("\n".join(record["tracebacks"]))
     sys.exit(1 if broken else 0)
 
 
