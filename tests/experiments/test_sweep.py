@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -256,7 +257,24 @@ def test_one_gpu_needs_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class PretendProcess:
+    exitcode = -9
+
     def join(self) -> None: ...
+
+
+def test_a_worker_that_dies_in_the_middle_of_a_word_has_failed(
+    tmp_path: Path, runs: list[RunSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(settings: RunSettings, options: RunOptions) -> tuple[Connection, PretendProcess]:
+        receiver, sender = Pipe(duplex=False)
+        os.write(sender.fileno(), struct.pack("!i", 1000) + b"a few bytes")  # of a thousand
+        sender.close()
+        return receiver, PretendProcess()
+
+    monkeypatch.setattr(sweep, "_start", start)
+    result = run_sweep(runs[:1], RunOptions(tmp_path), on_event=lambda _: None)
+    (failure,) = result.failures
+    assert "its process died with exit code -9" in failure.message
 
 
 def test_runs_are_shared_out_among_the_devices(

@@ -3,6 +3,8 @@
 A file a group of commands; each adds its own to the program, in the order of the help.
 """
 
+import signal
+
 # isort: off
 from equiscale.cli.app import app
 from equiscale.cli import catalogue, data, training, results, bench, check, choose, export, jobs, records
@@ -24,5 +26,9 @@ __all__ = [
 
 
 def main() -> None:
-    """The entry point of ``python -m equiscale``."""
-    app()
+    """The entry point of the program ``equiscale``, and of ``python -m equiscale``."""
+    try:
+        app()
+    finally:
+        # The work is done or given up: Ctrl-C while the interpreter leaves has nothing to tell.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)

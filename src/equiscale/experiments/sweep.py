@@ -156,7 +156,7 @@ class _Sweep:
         process, settings, _ = self.active[receiver]
         try:
             event: RunEvent = receiver.recv()
-        except (EOFError, ConnectionError):
+        except (EOFError, OSError):  # it died before a word, or in the middle of one
             process.join()
             event = _obituary(process.exitcode, settings, self.options)
         if event.kind in _LAST_WORDS:
