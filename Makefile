@@ -103,6 +103,8 @@ readme: $(VENV)/installed ## Write the README's tables from the committed record
 	@$(BIN)/python benchmarks/convert.py --read --into docs/convert.md
 	@$(BIN)/python benchmarks/convert_published.py --read --into docs/convert.md
 	@$(BIN)/python benchmarks/throughput.py --read --into docs/experiments.md
+	@$(BIN)/python benchmarks/chaos.py --read --into docs/promises.md
+	@$(BIN)/python benchmarks/scaling.py --read --into docs/distributed.md
 	@$(BIN)/python benchmarks/scaling_plan.py --read --into docs/distributed.md
 
 clean: ## Remove .venv and caches (never results)

@@ -141,6 +141,9 @@ def texts(svg: str) -> list[str]:
         ("docs/convert.md", "convert_published.py"),
         ("README.md", "convert.py"),
         ("docs/choosing-scales.md", "estimate.py"),
+        ("docs/promises.md", "chaos.py"),
+        ("docs/distributed.md", "scaling.py"),
+        ("docs/distributed.md", "scaling_plan.py"),
     ],
 )
 def test_tables_of_benchmarks_are_those_of_the_committed_records(
