@@ -1,6 +1,5 @@
 """A suite and a folder of photographs, small enough to be trained in a test."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -42,13 +41,6 @@ TINY_SUITE = SMALL_SUITE.replace(
 )
 # And long enough that it can be stopped on the way.
 LONG_SUITE = TINY_SUITE.replace("epochs = 3", "epochs = 30")
-
-
-def on_one_core() -> None:
-    """Of a process that is about to be started: tests go side by side, each on a core."""
-    cores = sorted(os.sched_getaffinity(0))
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
-    os.sched_setaffinity(0, {cores[int(worker) % len(cores)]})
 
 
 def make_record(*, realisation: int = 0, error: float = 2.0) -> RunRecord:

@@ -3,8 +3,6 @@
 import errno
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from multiprocessing import Pipe
@@ -23,32 +21,13 @@ from equiscale.experiments.spec import load_suite
 from equiscale.experiments.stopping import stop_on_signals
 from equiscale.experiments.sweep import SweepResult, run_sweep
 from equiscale.experiments.worker import RunEvent
-from tests.experiments.conftest import LONG_SUITE, make_record, on_one_core
+from tests.experiments.commands import reproduce, until, workers_of
+from tests.experiments.conftest import LONG_SUITE, make_record
 
 
 @pytest.fixture
 def runs(small_suite: Path) -> list[RunSettings]:
     return plan_runs(load_suite(str(small_suite)))
-
-
-def reproduce(suite: Path, results: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "equiscale", "reproduce", str(suite), "--results", str(results)]
-    return subprocess.Popen(
-        [*command, "--jobs", "1", *arguments],
-        start_new_session=True,
-        preexec_fn=on_one_core,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=os.environ | {"COLUMNS": "200"},
-    )
-
-
-def until(condition: Callable[[], object], *, seconds: float = 150) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 # --- with real processes ---
@@ -72,7 +51,7 @@ def test_a_worker_whose_sweep_is_killed_ends_at_a_safe_point(tmp_path: Path, sma
     small_suite.write_text(LONG_SUITE)
     runs = plan_runs(load_suite(str(small_suite)))
     process, claims = reproduce(small_suite, tmp_path), Claims(claims_of(tmp_path, "small"))
-    until(checkpoint_path(tmp_path, runs[0]).exists)
+    until(checkpoint_path(tmp_path, runs[0]).exists, by=process)
     process.kill()
     process.wait()
     until(lambda: not claims.held())
@@ -85,12 +64,8 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, small_suite: Path) -> None
     small_suite.write_text(LONG_SUITE)
     runs = plan_runs(load_suite(str(small_suite)))
     process = reproduce(small_suite, tmp_path)
-    until(checkpoint_path(tmp_path, runs[0]).exists)
-    (worker,) = [
-        int(child)
-        for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
-    ]
+    until(checkpoint_path(tmp_path, runs[0]).exists, by=process)
+    (worker,) = workers_of(process.pid)
     os.kill(worker, signal.SIGSTOP)  # it comes to no safe point
     process.send_signal(signal.SIGINT)
     time.sleep(1)

@@ -4,9 +4,6 @@ import os
 import re
 import signal
 import struct
-import subprocess
-import sys
-import time
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -31,25 +28,15 @@ from equiscale.experiments.runner import (
 from equiscale.experiments.spec import load_suite
 from equiscale.experiments.sweep import run_sweep
 from equiscale.experiments.worker import RunEvent
-from tests.experiments.conftest import LONG_SUITE, on_one_core
+from tests.experiments.commands import reproduce, until, workers_of
+from tests.experiments.conftest import LONG_SUITE
+
+FIRST = ("--realisations", "0")
 
 
 @pytest.fixture
 def runs(small_suite: Path) -> list[RunSettings]:
     return plan_runs(load_suite(str(small_suite)))
-
-
-def reproduce(suite: Path, results: Path, *arguments: str) -> subprocess.Popen[str]:
-    """The real command in a process group of its own, on one thread."""
-    command = [sys.executable, "-m", "equiscale", "reproduce", str(suite), "--results", str(results)]
-    return subprocess.Popen(
-        [*command, "--jobs", "1", "--realisations", "0", *arguments],
-        start_new_session=True,
-        preexec_fn=on_one_core,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
 
 
 def test_a_sweep_leaves_records_weights_and_pictures(tmp_path: Path, runs: list[RunSettings]) -> None:
@@ -87,7 +74,7 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("quiet")
     suite = folder / "small.toml"
     suite.write_text(LONG_SUITE)
-    process = reproduce(suite, folder)
+    process = reproduce(suite, folder, *FIRST)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     return folder
@@ -99,12 +86,9 @@ def test_a_stopped_sweep_resumes_to_the_same_bits(
 ) -> None:
     small_suite.write_text(LONG_SUITE)
     runs = plan_runs(load_suite(str(small_suite)))
-    process, checkpoint = reproduce(small_suite, tmp_path), checkpoint_path(tmp_path, runs[0])
-    deadline = time.monotonic() + 120
-    while not checkpoint.exists():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    process = reproduce(small_suite, tmp_path, *FIRST)
+    checkpoint = checkpoint_path(tmp_path, runs[0])
+    until(checkpoint.exists, by=process)
     os.killpg(process.pid, sent)  # the sweep and its worker, as a terminal does
     output, _ = process.communicate(timeout=60)  # until the last process has closed the pipe
     assert process.returncode == code, output
@@ -115,7 +99,7 @@ def test_a_stopped_sweep_resumes_to_the_same_bits(
         assert "Traceback" not in output
     assert not is_finished(runs[0], RunOptions(tmp_path)), "stopped too late for the test to show anything"
 
-    process = reproduce(small_suite, tmp_path, "--resume")
+    process = reproduce(small_suite, tmp_path, "--resume", *FIRST)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     expected, resumed = (load_file(weights_path(folder, runs[0])) for folder in (quiet, tmp_path))
@@ -180,10 +164,8 @@ def test_a_process_that_dies_is_reported_and_the_rest_goes_on(tmp_path: Path, ru
 
     def kill_the_first(event: RunEvent) -> None:
         if event.kind == "epoch" and event.settings == runs[0]:
-            children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
-            for child in children:
-                if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
-                    os.kill(int(child), signal.SIGKILL)
+            for pid in workers_of(os.getpid()):
+                os.kill(pid, signal.SIGKILL)
         elif event.kind == "finished":
             finished.append(event.settings.run_id)
 
