@@ -199,11 +199,15 @@ class NotANumber:
             yield images * (float("nan") if self.rank == 1 else 1), labels
 
 
-ERRORS = ("small", "parts", "compile", "graphs", "plain", "data", "nan", "stray output")
+UNTRACKED = {
+    "untracked": (8, lambda: nn.BatchNorm1d(6, track_running_stats=False)),
+    "untracked map": (1, lambda: ScaleBatchNorm2d(3, track_running_stats=False)),
+}
+ERRORS = ("small", "parts", "compile", "graphs", "plain", *UNTRACKED, "data", "nan", "stray output")
 
 
 def message(group: Processes, case: str) -> str:
-    config, train = CONFIG, splits(group).train
+    config, train, model = CONFIG, splits(group).train, make_model()
     if case == "small":
         train = batches(10, 1, batch_size=3)
     elif case == "parts":
@@ -213,18 +217,22 @@ def message(group: Processes, case: str) -> str:
     elif case in ("compile", "graphs"):
         name = {"compile": "compile", "graphs": "cuda_graphs"}[case]
         config = replace(CONFIG, numerics=Numerics(**{name: True}))
+        group = Processes()
+        group.size = 1 if case == "compile" else 2  # under torchrun one process is refused it as well
     elif case == "plain":
         train = PlainBatches()
+    elif case in UNTRACKED:
+        place, layer = UNTRACKED[case]
+        model.layers[place] = layer().double()
     elif case == "data":
         config = replace(CONFIG, seed=group.rank)
     elif case == "nan":
         train = NotANumber(group.rank)
     elif case == "stray output":
-        model = make_model()
         if group.rank == 0:
             nn.init.constant_(model.layers[-1].weight, float("nan"))
         return text_of(lambda: evaluate(model, batches(TEST, 2, batch_size=5), group=group))
-    return text_of(lambda: fit(make_model(), replace(splits(group), train=train, group=group), config=config))
+    return text_of(lambda: fit(model, replace(splits(group), train=train, group=group), config=config))
 
 
 def text_of(call) -> str:
@@ -320,12 +328,18 @@ def test_what_cannot_be_shared_is_refused_by_all(found: list[dict]) -> None:
         "images in 1 parts; choose another batch size, or start fewer processes",
         "parts": "SettingError: expected batches of at least one image for each of 3 processes, got one of 9 "
         "images in 4 parts; choose another batch size, or start fewer processes",
-        "compile": "SettingError: expected compile = false in a training of several processes, got true; "
-        "leave it out",
-        "graphs": "SettingError: expected cuda_graphs = false in a training of several processes, got true; "
-        "leave it out",
+        "compile": "SettingError: expected compile = false in a training under torchrun, got true; leave it "
+        "out",
+        "graphs": "SettingError: expected cuda_graphs = false in a training under torchrun, got true; leave "
+        "it out",
         "plain": "SettingError: expected batches of which several processes can have their shares, got "
         "PlainBatches; use TensorBatches",
+        "untracked": "SettingError: expected batch norms with running statistics, as each process evaluates "
+        "its own share, got BatchNorm1d layers.8 without; make it with track_running_stats=True, or train it "
+        "in one process",
+        "untracked map": "SettingError: expected batch norms with running statistics, as each process "
+        "evaluates its own share, got ScaleBatchNorm2d layers.1 without; make it with "
+        "track_running_stats=True, or train it in one process",
         "data": "SettingError: expected the same network, data, settings and checkpoint in all processes, "
         "got others in process 1 than in process 0; give all the same data, and a results folder that all of "
         "them see",
@@ -336,6 +350,88 @@ def test_what_cannot_be_shared_is_refused_by_all(found: list[dict]) -> None:
     }
     for own in found:
         assert dict(zip(ERRORS, own["errors"], strict=True)) == expected
+
+
+class Skipping(nn.Module):
+    """A layer that some forward passes of a training leave out, and one that is for evaluation alone.
+
+    Each row of ``plan`` is a forward pass, and says of either half of the images whether it leaves it out;
+    ``rank`` is the half that this process has, None for both.
+    """
+
+    def __init__(self, plan: Tensor, rank: int | None) -> None:
+        super().__init__()
+        self.plan, self.rank = iter(plan.tolist()), rank
+        self.first, self.between, self.last = nn.Linear(72, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+        self.in_evaluation = nn.Linear(5, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x.flatten(1)).relu()
+        if not self.training:
+            return self.last(self.in_evaluation(self.between(x)))
+        skipped = next(self.plan)
+        halves = (
+            zip(x.tensor_split(2), skipped, strict=True) if self.rank is None else [(x, skipped[self.rank])]
+        )
+        return self.last(
+            torch.cat([half if skip else half + self.between(half).tanh() for half, skip in halves])
+        )
+
+
+CONFIG_OF_SKIPPING = {
+    "whole": replace(CONFIG, epochs=1, optimizer=OptimizerSettings("sgd", momentum=0.9, weight_decay=0.1)),
+    "parts": replace(CONFIG, epochs=1, accumulate=2),
+}
+STEPS = 5
+PASSES = {"whole": STEPS, "parts": 2 * STEPS - 1}  # the last batch of three images has one part
+
+
+def plan(who: str, passes: int) -> Tensor:
+    """Which forward passes leave the layer out; the last one does."""
+    drawn = torch.rand(passes, generator=torch.Generator().manual_seed(2)) < 0.5
+    drawn[-1] = True
+    return torch.stack([drawn if who == "all" else torch.zeros_like(drawn), drawn], 1)
+
+
+SKIPS = [(who, how) for who in ("all", "one") for how in CONFIG_OF_SKIPPING]
+
+
+def skipping(who: str, how: str, group: Group) -> dict[str, object]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Skipping(plan(who, PASSES[how]), None if group is ALONE else group.rank).double()
+    state = fit(model, splits(group), config=CONFIG_OF_SKIPPING[how])
+    without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    return {**outcome(state), "left": list(model.plan), "without": without}
+
+
+def skip(rank: int) -> dict[tuple[str, str], dict[str, object]]:
+    group = Processes()
+    fit(make_model(unused=False), splits(group), config=replace(CONFIG, epochs=1))  # all are used
+    return {case: skipping(*case, group) for case in SKIPS}
+
+
+def test_steps_may_leave_parameters_out_in_all_processes_or_in_one(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    both = together(skip, tmp_path)
+    assert "Warning" not in capfd.readouterr().err
+    never = ["in_evaluation.weight", "in_evaluation.bias"]
+    skipped = ["between.weight", "between.bias"]  # in the last step by all
+    for who, how in SKIPS:
+        expected = skipping(who, how, ALONE)
+        assert expected["left"] == []
+        assert expected["without"] == (skipped if who == "all" else []) + never
+        for own in (found[who, how] for found in both):
+            check_equal(own, expected)
+            assert (own["left"], own["without"]) == (expected["left"], expected["without"])
+        one, other = (found[who, how]["weights"] for found in both)
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_plan_has_steps_of_both_kinds() -> None:
+    for passes in PASSES.values():
+        assert 0 < int(plan("one", passes)[:-1, 1].sum()) < passes - 1
 
 
 def lose(rank: int, folder: Path) -> None:

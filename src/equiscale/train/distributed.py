@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from equiscale.errors import LostProcessError, SettingError, TrainingStoppedError
@@ -114,9 +115,9 @@ class Processes:
                 batch, or part of one, with fewer images than processes.
         """
         for name in ("cuda_graphs", "compile"):
-            if getattr(config.numerics, name) and self.size > 1:
+            if getattr(config.numerics, name):
                 raise SettingError(
-                    f"expected {name} = false in a training of several processes, got true; leave it out"
+                    f"expected {name} = false in a training under torchrun, got true; leave it out"
                 )
         for images in sorted(set(_shared(train).sizes)):
             parts = part_count(images, config.accumulate)
@@ -152,7 +153,13 @@ class Processes:
             yield
 
     def gradients(self, model: nn.Module, config: TrainConfig) -> "SharedGradients":
-        """What computes the gradients."""
+        """What computes the gradients.
+
+        Raises:
+            SettingError: If several processes would evaluate by the statistics of their shares.
+        """
+        if self.size > 1:
+            _check_statistics(model)
         return SharedGradients(model, config, self)
 
     def shares(
@@ -224,6 +231,7 @@ class SharedGradients:
     """The gradient of the batch's mean loss, from the shares of all processes.
 
     It is summed while the backward pass goes on; where a batch is cut into parts, in that of the last one.
+    A step may leave parameters out, in all processes or in some: what no process uses has no gradient.
 
     Args:
         model: The module.
@@ -243,7 +251,7 @@ class SharedGradients:
             labels: Of the whole batch.
         """
         with _lost_as_error():
-            self.network = self.network or _parallel(self.model, images[:1])
+            self.network = self.network or _parallel(self.model)
             self.model.zero_grad()
             sums = torch.zeros(2, dtype=torch.float64, device=images.device)
             parts = list(self._parts(images, labels))
@@ -285,22 +293,34 @@ def _shared(batches: Batches) -> SharedBatches:
     return batches
 
 
-def _parallel(model: nn.Module, image: Tensor) -> DistributedDataParallel:
+class _WithSpare(nn.Module):
+    """A module, and a parameter that no output depends on: torch warns where it looks for one in vain."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.spare = nn.Parameter(next(model.parameters()).detach().new_zeros(1))
+
+    def forward(self, images: Tensor) -> Any:
+        return self.model(images)
+
+
+def _parallel(model: nn.Module) -> DistributedDataParallel:
     # Statistics are shared already; the setting has another name in newer versions, which warn of the old.
     newer = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
     setting: dict[str, Any] = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
-    return DistributedDataParallel(model, find_unused_parameters=_has_unused(model, image), **setting)
+    # Any step may use others than the last one did, and nobody can know which.
+    return DistributedDataParallel(_WithSpare(model), find_unused_parameters=True, **setting)
 
 
-def _has_unused(model: nn.Module, image: Tensor) -> bool:
-    """Whether some parameter has no part in the output; to look for it in every step would cost time."""
-    training = model.training
-    try:
-        model.eval()(image).sum().backward()
-        return any(parameter.grad is None for parameter in model.parameters() if parameter.requires_grad)
-    finally:
-        model.zero_grad()
-        model.train(training)
+def _check_statistics(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is None:
+            raise SettingError(
+                "expected batch norms with running statistics, as each process evaluates its own share, got "
+                f"{type(module).__name__} {name} without; make it with track_running_stats=True, or train it "
+                "in one process"
+            )
 
 
 def _parts(images: int, parts: int) -> tuple[Tensor, ...]:
