@@ -19,6 +19,7 @@ from equiscale.experiments.maintenance import collect, garbage, merge, verify
 from equiscale.experiments.records import (
     FactorErrors,
     RunRecord,
+    RunSettings,
     encode_predictions,
     read_record,
     record_path,
@@ -81,6 +82,18 @@ HARM: dict[str, tuple[Callable[[RunRecord], RunRecord], str]] = {
         ),
         "its errors by factor, 1 of 600, are not its test error",
     ),
+    "no factors": (
+        lambda record: change(
+            record,
+            data=change(record.data, test=0),
+            test=change(
+                record.test,
+                predictions=encode_predictions([]),
+                by_factor=FactorErrors(edges=(), images=(), mistakes=()),
+            ),
+        ),
+        "it was tested on no images",
+    ),
     "pictures elsewhere": (
         lambda record: change(record, inspection="../secret.npz"),
         "its pictures '../secret.npz' are not beside it",
@@ -119,6 +132,53 @@ def test_what_is_wrong_with_files_is_found(tmp_path: Path) -> None:
     assert "its settings belong to" in problems(tmp_path)[0]
     path.with_name("mnist_cnn_28-r0-s0-e3-00000000.json").write_text("[]")
     assert "expected a valid run record" in problems(tmp_path)[0]
+
+
+def elsewhere(folder: Path, path: Path, suite: str) -> Path:
+    """A copy of a record that lies in one suite and says that it is of another."""
+    forged = folder / "forged" / path.name
+    forged.parent.mkdir()
+    forged.write_text(path.read_text().replace('"suite": "small"', f'"suite": "{suite}"'))
+    return forged
+
+
+@pytest.mark.parametrize("suite", ["../elsewhere", "/etc", "..", "other"])
+def test_a_record_of_another_place_is_reported_and_touches_nothing_there(tmp_path: Path, suite: str) -> None:
+    folder = tmp_path / "results"
+    path = write_record(tmp_path / "scratch", make_record())
+    (folder / "other").mkdir(parents=True)
+    forged = elsewhere(folder, path, suite)
+    precious = []
+    for place in (tmp_path / "elsewhere", folder / "other"):
+        for kind in ("checkpoints", "weights"):
+            for stem in (path.stem, record_of_other(suite).run_id):
+                precious.append(place / kind / f"{stem}.safetensors")
+                precious[-1].parent.mkdir(parents=True, exist_ok=True)
+                precious[-1].write_text("mine")
+
+    ((reported, (problem,)),) = verify(folder)
+    assert reported == forged
+    assert ("its settings belong to other/" if suite == "other" else "String should match pattern") in problem
+    (merged,) = merge([folder], tmp_path / "target")
+    assert (merged.fate, merged.path) == ("invalid", forged)
+    assert not record_files(tmp_path / "target")
+    collect(garbage(folder))
+    assert all(file.read_text() == "mine" for file in precious)
+
+
+def record_of_other(suite: str) -> RunSettings:
+    return make_record().settings.model_copy(update={"suite": suite})
+
+
+def test_the_weights_of_another_record_are_not_looked_at(tmp_path: Path) -> None:
+    path = put(tmp_path, make_record())
+    weights_path(tmp_path, make_record().settings).write_bytes(b"damaged")
+    path.rename(path.with_name("mnist_cnn_28-r0-s0-e3-00000000.json"))
+    path.with_suffix(".npz").rename(path.with_name("x.npz"))
+    assert [problem[:23] for problem in problems(tmp_path)] == [
+        "its settings belong to ",
+        "its pictures mnist_cnn_",
+    ]
 
 
 def test_folders_of_two_machines_become_one(tmp_path: Path) -> None:

@@ -1,6 +1,10 @@
 """Records: a round trip, and what is refused."""
 
 import base64
+import json
+import os
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -65,6 +69,79 @@ def test_damaged_records_are_refused(tmp_path: Path, record: RunRecord) -> None:
             read_record(path)
     with pytest.raises(RecordError, match="expected a valid run record"):
         read_record(tmp_path / "missing.json")
+
+
+@pytest.mark.parametrize("suite", ["", "..", "../elsewhere", "/etc", "a/b", "a\\b", "a\0b", "a\n", ".hidden"])
+def test_a_suite_that_is_no_folders_name_is_refused(tmp_path: Path, record: RunRecord, suite: str) -> None:
+    path = write_record(tmp_path, record)
+    content = json.loads(path.read_text())
+    content["settings"]["suite"] = suite
+    path.write_text(json.dumps(content))
+    with pytest.raises(RecordError, match=r"got: settings.suite: String should match pattern"):
+        read_record(path)
+
+
+@pytest.mark.parametrize(
+    "model", ["", ".", "..", "../elsewhere", "/etc", "a/b", "a\\b", "c:a", "a\0b", "a\n"]
+)
+def test_a_model_that_is_no_files_name_is_refused(tmp_path: Path, record: RunRecord, model: str) -> None:
+    path = write_record(tmp_path, record)
+    content = json.loads(path.read_text())
+    content["settings"]["model"] = model
+    path.write_text(json.dumps(content))
+    with pytest.raises(RecordError, match=r"got: settings: Value error, a name must be printable") as caught:
+        read_record(path)
+    assert str(caught.value).isprintable()
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+from equiscale.errors import RecordError
+from equiscale.experiments.benchmark.record import read_benchmark
+from equiscale.experiments.records import read_record
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+read = {"run": read_record, "benchmark": read_benchmark}[sys.argv[2]]
+before = peak()
+try:
+    read(Path(sys.argv[1]))
+except RecordError:
+    print((peak() - before) / Path(sys.argv[1]).stat().st_size)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the peak of a process's memory is asked of POSIX")
+@pytest.mark.parametrize(
+    ("kind", "start", "unit", "most"),
+    [
+        ("run", '{"epochs":[', "1,", 14),
+        ("run", '{"notes":[', "1,", 14),
+        ("run", '{"equivariance":[', "1,", 14),
+        ("run", '{"settings":{"overrides":[', "1,", 14),
+        ("run", '{"settings":{"overrides":[["a",[', "{},", 45),
+        ("run", '{"settings":{"protocol":{"lr_steps":[', "0,", 14),
+        ("run", '{"test":{"by_factor":{"images":[', '"",', 14),
+        ("run", '{"test":{"by_factor":{"edges":[', '"",', 14),
+        ("benchmark", '{"models":[', "1,", 14),
+        ("benchmark", '{"settings":{"models":[', "1,", 14),
+        ("benchmark", '{"models":[{"kinds":[', "{},", 45),
+        ("benchmark", '{"models":[{"notes":[', "1,", 14),
+    ],
+)
+def test_what_is_wrong_everywhere_takes_a_few_times_its_size(
+    tmp_path: Path, kind: str, start: str, unit: str, most: float
+) -> None:
+    """A number is read into eight bytes, an empty object into 64; a problem of each would take a thousand."""
+    end = "".join({"[": "]", "{": "}"}[letter] for letter in reversed(start) if letter in "[{")
+    path = tmp_path / "r.json"
+    path.write_text(start + (unit * (2**21 // len(unit))).rstrip(",") + end)
+    child = subprocess.run(
+        [sys.executable, "-c", PEAK, str(path), kind], check=True, capture_output=True, text=True
+    )
+    assert float(child.stdout) < most
 
 
 def test_predictions_are_compact_and_exact() -> None:

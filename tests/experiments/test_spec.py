@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from equiscale.errors import SettingError
-from equiscale.experiments.spec import list_suites, load_suite, make_protocol
+from equiscale.experiments.spec import checked_file_name, list_suites, load_suite, make_protocol
 from equiscale.models import list_models
 
 SOURCED = {  # checked against a source document: SESN, in the order of the columns
@@ -97,6 +97,18 @@ def test_a_cut_schedule_keeps_its_proportions() -> None:
         ('augment = "none"', 'augment = "flip"', "Input should be 'none', 'scale' or 'crop-flip-cutout'"),
         ('name = "small"', "name = ", "Invalid value"),
         ('name = "small"', 'name = "../small"', "String should match pattern"),
+        (
+            'model = "mnist',
+            'model = "../mnist',
+            "model: Value error, a name must be printable, more than dots",
+        ),
+        (
+            "epochs = 3",
+            "epochs = 2147483648",
+            "protocol.epochs: Input should be less than or equal to 2147483647",
+        ),
+        ("hidden = 16", "hidden = 2147483648", "hidden must be at most 2147483647 in size, got more"),
+        ("hidden = 16", "hidden = [1, -2147483648]", "hidden must be at most 2147483647 in size, got more"),
         ("lr_steps = [2]", "lr_steps = [2, 1]", "lr_steps must increase"),
         ("lr_steps = [2]", "lr_steps = [2]\naugment_range = [2.0, 1.0]", "0 < low <= high"),
         (
@@ -124,6 +136,72 @@ def test_invalid_suites_are_refused(small_suite: Path, old: str, new: str, messa
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "http" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("epochs = 3", "epochs = {}"),
+        ("batch_size = 250", "batch_size = {}"),
+        ("lr_steps = [2]", "lr_steps = [{}]"),
+        ("epochs = 3", "epochs = 3\nseed = {}"),
+        ("epochs = 3", "epochs = 3\naccumulate = {}"),
+        ("epochs = 3", "epochs = 3\ntest_every = {}"),
+        ("learning_rate = 0.01", "learning_rate = {}"),
+        ("realisations = [0, 1]", "realisations = [0, {}]"),
+        ("realisations = [0, 1]", "realisations = [-{}]"),
+        ("hidden = 16", "hidden = {}"),
+        ("[4, 8, 8]", "[4, 8, {}]"),
+        (
+            "[protocol]",
+            '[citation]\ntitle = "t"\nauthors = "a"\nvenue = "v"\nyear = {}\n\n[protocol]',
+        ),
+    ],
+)
+def test_numbers_that_no_text_can_show_are_refused(small_suite: Path, old: str, new: str) -> None:
+    """TOML reads 5000 hexadecimal digits, and Python writes at most 4300 decimal ones."""
+    text = small_suite.read_text()
+    assert old in text
+    small_suite.write_text(text.replace(old, new.format("5")))
+    load_suite(str(small_suite))  # the control: a small number is fine there
+    digits = "9" * 4000 if "-{" in new else "0x" + "f" * 5000  # hexadecimal ones have no sign
+    small_suite.write_text(text.replace(old, new.format(digits)))
+    with pytest.raises(SettingError, match=r"expected a valid suite in .*: [\w.]") as caught:
+        load_suite(str(small_suite))
+    assert len(str(caught.value)) < 500
+
+
+def test_the_largest_numbers_are_accepted(small_suite: Path) -> None:
+    text = small_suite.read_text().replace("epochs = 3", f"epochs = 2147483647\nseed = {2**63 - 1}")
+    small_suite.write_text(text.replace("[0, 1]", "[2147483647]").replace("16", "2147483647"))
+    suite = load_suite(str(small_suite))
+    assert (suite.protocol.epochs, suite.protocol.seed) == (2**31 - 1, 2**63 - 1)
+    assert suite.realisations == (2**31 - 1,)
+    assert ("hidden", 2**31 - 1) in suite.cells[0].overrides
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "c:a", "a\0b", "a\nb", "/etc"])
+def test_what_begins_the_name_of_a_file_stays_in_its_folder(name: str) -> None:
+    with pytest.raises(ValueError, match="a name must be printable, more than dots, and without /"):
+        checked_file_name(name)
+
+
+def test_thousands_of_problems_are_counted_and_not_told(small_suite: Path) -> None:
+    text = small_suite.read_text()
+    small_suite.write_text(text.replace("[0, 1]", "[" + '"x",' * 1001 + "]"))
+    with pytest.raises(SettingError, match=r"small.toml, got: 1001 problems$"):
+        load_suite(str(small_suite))
+    small_suite.write_text(text.replace("[0, 1]", "[" + '"x",' * 1000 + "]"))
+    with pytest.raises(SettingError, match=r"got: realisations.0: Input .*; and 980 more$"):
+        load_suite(str(small_suite))
+
+
+def test_of_a_list_of_the_protocol_the_first_problem_is_told(small_suite: Path) -> None:
+    small_suite.write_text(
+        small_suite.read_text().replace("lr_steps = [2]", "lr_steps = [1, 0, 0]\nseed = -1")
+    )
+    with pytest.raises(SettingError, match=r"got: protocol.lr_steps.1: .*; protocol.seed: [^;]*$"):
+        load_suite(str(small_suite))
 
 
 def test_unknown_suites_list_what_exists(tmp_path: Path) -> None:

@@ -41,12 +41,13 @@ def verify(folder: Path) -> Iterator[tuple[Path, list[str]]]:
 def _problems(folder: Path, path: Path, record: RunRecord) -> Iterator[str]:
     expected = record_path(folder, record.settings)
     if path != expected:
-        yield f"its settings belong to {expected.relative_to(folder)}"
+        yield f"its settings belong to {expected.parent.name}/{expected.name}"
     if [epoch.epoch for epoch in record.epochs] != list(range(1, len(record.epochs) + 1)):
         yield "its epochs are not numbered 1, 2, …"
     if record.status == "finished":
         yield from _problems_of_result(record)
-        yield from _problems_of_weights(weights_path(folder, record.settings), record)
+        if path == expected:  # else they are another record's
+            yield from _problems_of_weights(weights_path(folder, record.settings), record)
     if record.inspection is not None:
         yield from _problems_of_pictures(path.parent, record.inspection)
 
@@ -65,11 +66,14 @@ def _problems_of_result(record: RunRecord) -> Iterator[str]:
     except RecordError as error:
         yield str(error)
         return
+    if record.data.test == 0:
+        yield "it was tested on no images"
     if predictions != record.data.test:
         yield f"it has {predictions} predictions for {record.data.test} test images"
     if test.by_factor is not None:
         images, mistakes = sum(test.by_factor.images), sum(test.by_factor.mistakes)
-        if images != record.data.test or abs(100 * mistakes / images - test.error) > _PERCENT_TOLERANCE:
+        difference = abs(100 * mistakes - test.error * images)  # also of no images
+        if images != record.data.test or difference > _PERCENT_TOLERANCE * images:
             yield f"its errors by factor, {mistakes} of {images}, are not its test error, {test.error} %"
 
 
@@ -248,6 +252,7 @@ def _checkpoints_of_finished(folder: Path, suite: str) -> Iterator[Path]:
     for path in record_files(folder, suite):
         with suppress(RecordError):
             record = read_record(path)
+            in_place = path == record_path(folder, record.settings)  # else the run may be unfinished
             checkpoint = checkpoint_path(folder, record.settings)
-            if record.status == "finished" and checkpoint.exists():
+            if in_place and record.status == "finished" and checkpoint.exists():
                 yield checkpoint

@@ -9,11 +9,21 @@ from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import from_json
 
 from equiscale._files import atomic_path
 from equiscale.errors import RecordError
-from equiscale.experiments.spec import Augmentation, Overrides, Protocol, Treatment, problems
+from equiscale.experiments.spec import (
+    Augmentation,
+    FolderName,
+    Many,
+    Overrides,
+    Protocol,
+    Treatment,
+    checked_file_name,
+    problems,
+)
 
 _Record = TypeVar("_Record", bound=BaseModel)
 
@@ -33,7 +43,7 @@ class _Frozen(BaseModel):
 class RunSettings(_Frozen):
     """Everything that decides the outcome of a run, and nothing else."""
 
-    suite: str
+    suite: FolderName
     dataset: str
     model: str
     augment: Augmentation
@@ -90,9 +100,9 @@ class DataRecord(_Frozen):
 class FactorErrors(_Frozen):
     """Test errors by the image's scaling factor: counts in the bins between ``edges``."""
 
-    edges: tuple[float, ...]
-    images: tuple[int, ...]
-    mistakes: tuple[int, ...]
+    edges: Many[float]
+    images: Many[int]
+    mistakes: Many[int]
 
 
 class LayerEquivariance(_Frozen):
@@ -157,12 +167,18 @@ class RunRecord(_Frozen):
     settings: RunSettings
     parameters: Annotated[int, Field(ge=0)]
     data: DataRecord
-    epochs: tuple[EpochRecord, ...]
+    epochs: Many[EpochRecord]
     test: TestRecord | None = None
-    equivariance: tuple[LayerEquivariance, ...] = ()
+    equivariance: Many[LayerEquivariance] = ()
     inspection: str | None = None
-    notes: tuple[str, ...] = ()
+    notes: Many[str] = ()
     provenance: Provenance
+
+    @field_validator("settings")
+    @classmethod
+    def _model_names_a_file(cls, settings: RunSettings) -> RunSettings:
+        checked_file_name(settings.model)  # in a record alone: who asks for such a run hears of the models
+        return settings
 
 
 def encode_predictions(predictions: Sequence[int] | NDArray[np.integer]) -> str:
@@ -239,7 +255,8 @@ def read_validated(path: Path, model: type[_Record], most_bytes: int, *, what: s
             raise RecordError(f"expected a record of at most {most_bytes} bytes, got a larger {path}")
         if not path.is_file():  # a pipe has no bytes, and no end
             raise OSError("no ordinary file")
-        record = model.model_validate_json(path.read_bytes())
+        # A problem keeps what it is a problem of: one and the same value here, and from JSON a copy for each.
+        record = model.model_validate(from_json(path.read_bytes()))
         _check_finite(record.model_dump())
         return record
     except (OSError, ValueError) as error:

@@ -3,9 +3,19 @@
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from equiscale.citations import Citation
 from equiscale.errors import SettingError
@@ -19,8 +29,42 @@ _MAX_SUITE_BYTES = 2**18  # the largest of ours has ten thousand
 _SHOWN, _LONGEST = 20, 300  # problems that a message lists, and letters of each
 _MOST_DOTS = 200  # in a line: the time for a key a.b.c… grows with the square of its length
 _ALLOWED_SPACES = " \u00a0\u202f"
+_MOST_TOLD_APART = 1000  # problems; each takes about a thousand bytes
+_LARGEST: Final = 2**31 - 1  # of what is counted; a number of TOML in hexadecimal has no end
+_LARGEST_SEED: Final = 2**63 - 1
+_LATEST_YEAR: Final = 9999
+_OF_PATHS: Final = frozenset("/\\:")
 
-PositiveInt = Annotated[int, Field(ge=1)]
+_Item = TypeVar("_Item")
+
+
+class _TellFirst(FailFast):
+    __hash__ = object.__hash__  # alternatives of a union must have one
+
+
+Many: TypeAlias = Annotated[tuple[_Item, ...], _TellFirst()]
+"""Items of a file that may be large: the first bad one is told, and not one for every two bytes."""
+
+PositiveInt = Annotated[int, Field(ge=1, le=_LARGEST)]
+FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+def checked_file_name(name: str) -> str:
+    """A name as it is, if it may begin the name of a file in any folder.
+
+    Raises:
+        ValueError: If it leads elsewhere, or hides what it is.
+
+    Example:
+        >>> checked_file_name("mnist_cnn_28")
+        'mnist_cnn_28'
+    """
+    if not name.isprintable() or not name.strip(".") or _OF_PATHS.intersection(name):
+        raise ValueError("a name must be printable, more than dots, and without /, \\ and :")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(checked_file_name)]
 
 
 def _sorted_pairs(overrides: object) -> object:
@@ -29,7 +73,7 @@ def _sorted_pairs(overrides: object) -> object:
 
 Scalar: TypeAlias = bool | int | float | str
 Overrides = Annotated[
-    tuple[tuple[str, Scalar | tuple[Scalar, ...]], ...],  # pairs, because settings are keys of dictionaries
+    Many[tuple[str, Scalar | Many[Scalar]]],  # pairs, because settings are keys of dictionaries
     BeforeValidator(_sorted_pairs),
 ]
 
@@ -83,10 +127,10 @@ class Protocol(_Frozen):
     epochs: PositiveInt
     batch_size: PositiveInt
     learning_rate: Annotated[float, Field(gt=0)]
-    lr_steps: tuple[PositiveInt, ...]
+    lr_steps: Many[PositiveInt]
     lr_gamma: Annotated[float, Field(gt=0)]
     augment_range: tuple[float, float] = (0.5, 2.0)
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, le=_LARGEST_SEED)] = 0
     # The defaults are the published MNIST-scale protocol's, and part of the identity of its records.
     optimizer: Literal["adam", "sgd"] = "adam"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -147,6 +191,8 @@ def make_protocol(**settings: Any) -> Protocol:
 
 def problems(error: ValidationError, whole: str) -> str:
     """What a validation found, in one line; what is wrong with no single part stands under ``whole``."""
+    if error.error_count() > _MOST_TOLD_APART:
+        return f"{error.error_count()} problems"
     found = error.errors(include_url=False, include_context=False, include_input=False)
     told = [
         f"{printable('.'.join(map(str, problem['loc'])))[:_LONGEST] or whole}: "
@@ -207,11 +253,20 @@ class Cell(_Frozen):
         overrides: Settings of the network to replace, for example ``{ depth = 10 }``.
     """
 
-    model: str
+    model: FileName
     augment: Augmentation
     claims: tuple[Claim, ...] = ()
     dataset: str | None = None
     overrides: Overrides = ()
+
+    @field_validator("overrides")
+    @classmethod
+    def _overrides_are_moderate(cls, overrides: Overrides) -> Overrides:
+        for name, value in overrides:
+            for part in value if isinstance(value, tuple) else (value,):
+                if isinstance(part, int | float) and abs(part) > _LARGEST:
+                    raise ValueError(f"{name} must be at most {_LARGEST} in size, got more")
+        return overrides
 
     @property
     def claim(self) -> Claim | None:
@@ -249,16 +304,23 @@ class Suite(_Frozen):
         methods: The rows.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # also a folder's name
+    name: FolderName
     title: str
     citation: Citation | None = None
     dataset: str
-    realisations: tuple[int, ...]
+    realisations: tuple[Annotated[int, Field(ge=-_LARGEST, le=_LARGEST)], ...]
     columns: tuple[str, ...]
     sources: dict[str, str] = {}
     left_open: tuple[str, ...] = ()
     protocol: Protocol
     methods: tuple[Method, ...]
+
+    @field_validator("citation")
+    @classmethod
+    def _year_is_one(cls, citation: Citation | None) -> Citation | None:
+        if citation is not None and not 0 < citation.year <= _LATEST_YEAR:
+            raise ValueError(f"year must be from 1 to {_LATEST_YEAR}")
+        return citation
 
     @model_validator(mode="after")
     def _cells_have_columns(self) -> "Suite":

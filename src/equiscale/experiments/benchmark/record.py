@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from equiscale._files import atomic_path
 from equiscale.errors import SettingError
 from equiscale.experiments.records import read_validated
-from equiscale.experiments.spec import PositiveInt, problems
+from equiscale.experiments.spec import Many, PositiveInt, problems
 
 Kind = Literal["ours", "dense", "cnn", "peer"]
 Mode = Literal["train", "evaluate"]
@@ -40,7 +40,7 @@ class BenchmarkSettings(_Frozen):
         memory: Whether peak memory is measured, each in a process of its own.
     """
 
-    models: Annotated[tuple[str, ...], Field(min_length=1)]
+    models: Annotated[Many[str], Field(min_length=1)]
     batch_size: Annotated[int, Field(ge=2)] | None = None
     rounds: PositiveInt = 9
     threads: PositiveInt = 1
@@ -151,10 +151,10 @@ class ModelResult(_Frozen):
     batch_size: PositiveInt
     image_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
     plain: str | None
-    kinds: tuple[KindResult, ...]
+    kinds: Many[KindResult]
     probes: dict[Mode, Probes]
     algorithms: dict[str, str] = Field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    notes: Many[str] = ()
 
     def kind(self, kind: Kind) -> KindResult | None:
         """What was measured of a kind; None if it was not."""
@@ -215,7 +215,7 @@ class BenchmarkRecord(_Frozen):
     schema_version: Literal[1] = 1
     settings: BenchmarkSettings
     peaks: Peaks
-    models: tuple[ModelResult, ...]
+    models: Many[ModelResult]
     peer: str | None = None
     versions: dict[str, str]
     machine: dict[str, str]
