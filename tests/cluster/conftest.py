@@ -9,6 +9,7 @@ import pytest
 from tests.cluster.slurm import (
     NODES,
     PACKAGES,
+    PARTITIONS,
     ask,
     drained,
     idle_nodes,
@@ -34,7 +35,8 @@ def _cluster() -> Iterator[Path]:
 def slurm(_cluster: Path) -> Iterator[None]:
     """A cluster with both nodes free, before the test and after it."""
     yield
-    ask("scancel", "--partition=main")
+    for partition in PARTITIONS:
+        ask("scancel", f"--partition={partition}")
     for node in drained():
         ask("scontrol", "update", f"nodename={node}", "state=resume")
     wait_for(lambda: idle_nodes() == len(NODES), "free nodes")

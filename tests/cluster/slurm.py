@@ -26,6 +26,7 @@ LONG = pytest.mark.skipif(
 )
 PACKAGES = "slurmctld slurmd slurm-client munge"
 NODES = ("node1", "node2")
+PARTITIONS = ("main", "graceful", "cancelled")
 _PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))
 _CONF = """\
 ClusterName=test
@@ -56,7 +57,13 @@ KillWait=20
 SlurmdParameters=config_overrides
 NodeName=node1 NodeAddr=127.0.0.1 NodeHostname={host} Port={ports[1]} CPUs=2 RealMemory=4000
 NodeName=node2 NodeAddr=127.0.0.1 NodeHostname={host} Port={ports[2]} CPUs=2 RealMemory=4000
-PartitionName=main Nodes=node1,node2 Default=YES MaxTime=INFINITE State=UP
+# Jobs of main take the nodes of the other two: after a grace time, or at once and for good.
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=DEFAULT MaxTime=INFINITE State=UP
+PartitionName=main Nodes=node1,node2 Default=YES PriorityTier=2 PreemptMode=OFF
+PartitionName=graceful Nodes=node1,node2 PriorityTier=1 GraceTime=40
+PartitionName=cancelled Nodes=node1,node2 PriorityTier=1 PreemptMode=CANCEL
 """
 
 
@@ -157,13 +164,15 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def idle_nodes() -> int:
     """How many nodes are up and have nothing to do; none while the controller starts."""
-    done = subprocess.run(("sinfo", "-N", "--noheader", "--format=%T"), capture_output=True, text=True)
+    done = subprocess.run(
+        ("sinfo", "-N", "--partition=main", "--noheader", "--format=%T"), capture_output=True, text=True
+    )
     return done.stdout.split().count("idle")
 
 
 def drained() -> list[str]:
     """The nodes that take no more jobs."""
-    lines = ask("sinfo", "-N", "--noheader", "--format=%N %T").splitlines()
+    lines = ask("sinfo", "-N", "--partition=main", "--noheader", "--format=%N %T").splitlines()
     return [line.split()[0] for line in lines if "drain" in line]
 
 

@@ -13,6 +13,12 @@ from equiscale.experiments.element import Element, ElementState, command_environ
 from tests.cluster.slurm import wait_for
 
 JOB = {"SLURM_JOB_ID": "12", "SLURM_PROCID": "0"}
+STOPPED, FAILED = "raise SystemExit(143)", "raise SystemExit(1)"
+PREEMPTED = "JobId=12 JobState=RUNNING Reason=None PreemptEligibleTime=2026-01-02 PreemptTime=2026-01-02"
+SCONTROL = """#!/bin/sh
+echo "$@" >> asked
+[ "$1" = show ] && cat shown
+"""
 LEAVES_WHEN_TOLD = """
 import signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -59,11 +65,54 @@ def test_an_element_ends_as_its_command(program: str, code: int) -> None:
 
 
 def test_of_many_tasks_only_the_first_says_that_it_was_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    stopped, failed = "raise SystemExit(143)", "raise SystemExit(1)"
-    assert (run(stopped), run(failed)) == (143, 1)
+    assert (run(STOPPED), run(FAILED)) == (143, 1)
     monkeypatch.setenv("SLURM_PROCID", "1")
-    assert (run(stopped), run(failed)) == (0, 1)
+    assert (run(STOPPED), run(FAILED)) == (0, 1)
     assert read_state(Path(), "12", 1).exit_code == 1
+
+
+def asked_of_slurm(program: str, shown: str) -> list[str]:
+    """What an element asks of scontrol when its command has ended, and Slurm says this about the job."""
+    Path("scontrol").write_text(SCONTROL)
+    Path("scontrol").chmod(0o755)
+    Path("shown").write_text(shown)
+    Path("asked").write_text("")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", os.pathsep.join((str(Path().resolve()), os.environ["PATH"])))
+        run(program)
+    return Path("asked").read_text().splitlines()
+
+
+def test_a_preempted_element_asks_for_the_queue_by_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert asked_of_slurm(STOPPED, PREEMPTED) == ["show job --oneliner 12", "requeue 12"]
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")  # the number of the whole array too
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    assert asked_of_slurm("raise SystemExit(130)", PREEMPTED)[1] == "requeue 12_1"
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        PREEMPTED.replace("RUNNING", "CANCELLED"),
+        PREEMPTED.replace("RUNNING", "COMPLETING"),
+        PREEMPTED.replace(" PreemptTime=2026-01-02", " PreemptTime=None"),
+        PREEMPTED.replace(" PreemptTime=2026-01-02", ""),
+        "",
+    ],
+)
+def test_an_element_that_was_cancelled_or_sent_a_signal_ends_for_good(shown: str) -> None:
+    assert asked_of_slurm(STOPPED, shown) == ["show job --oneliner 12"]
+
+
+def test_only_the_first_task_of_a_stopped_command_asks_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert asked_of_slurm("", PREEMPTED) == asked_of_slurm(FAILED, PREEMPTED) == []
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    assert asked_of_slurm(STOPPED, PREEMPTED) == []
+
+
+def test_without_scontrol_a_stopped_command_is_a_stopped_element(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert run(STOPPED) == 143
 
 
 def test_the_command_does_not_hear_that_the_time_is_over_but_is_told_to_stop() -> None:

@@ -11,6 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from equiscale.cli import app
 from equiscale.cli.engine import Engine, given_arguments, with_engine
 from equiscale.errors import DataError, MissingExtraError, ModelError, RecordError, SettingError
 from equiscale.experiments import cluster
@@ -25,6 +26,7 @@ from equiscale.experiments.cluster import (
     submit_training,
 )
 from equiscale.experiments.jobs import (
+    JobState,
     LogReader,
     Submission,
     expand_indices,
@@ -321,6 +323,39 @@ def test_an_element_is_given_what_the_command_was_given_but_for_the_engine() -> 
     assert engine.submits
     assert engine.settings() == SlurmSettings(time="5", other=("qos=a", "x=b"))
     assert run_command("s") == (Engine(), ["work", "s"]), "defaults are left to the element"
+
+
+@pytest.mark.parametrize(
+    ("command", "suite"),
+    [
+        (("reproduce", "digits-scale", "--models", "mnist_cnn_28"), "digits-scale"),
+        (("train", "mnist_cnn_28", "--data", "digits-scale"), "train"),
+    ],
+)
+def test_runs_that_every_requeue_would_begin_again_are_not_submitted(
+    tmp_path: Path, submitted: list[dict[str, Any]], command: tuple[str, ...], suite: str
+) -> None:
+    options = ("--engine", "slurm", "--results", str(tmp_path))
+    refused = CliRunner().invoke(app, [*command, *options, "--no-resume"])
+    assert refused.exit_code == 2
+    assert "expected --engine slurm without --no-resume, got both" in refused.output
+    assert f"delete their checkpoints in {tmp_path / suite / 'checkpoints'}, or use" in refused.output
+    assert submitted == []
+    accepted = CliRunner().invoke(app, [*command, *options])
+    assert accepted.exit_code == 0, accepted.output
+    assert "--no-resume" not in submitted[0]["command"]
+
+
+@pytest.mark.parametrize(
+    ("states", "over"),
+    [
+        ("COMPLETED FAILED CANCELLED TIMEOUT DEADLINE PREEMPTED", True),
+        ("NODE_FAIL BOOT_FAIL OUT_OF_MEMORY REVOKED", True),
+        ("PENDING RUNNING SUSPENDED COMPLETING CONFIGURING REQUEUED REQUEUE_HOLD STOPPED UNKNOWN", False),
+    ],
+)
+def test_the_states_in_which_slurm_does_no_more(states: str, over: bool) -> None:
+    assert {JobState("7", state).over for state in states.split()} == {over}
 
 
 def test_options_of_slurm_need_its_engine() -> None:

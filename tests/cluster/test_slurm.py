@@ -22,6 +22,8 @@ from tests.experiments.conftest import SMALL_SUITE
 pytestmark = pytest.mark.usefixtures("slurm")
 
 SETTINGS = SlurmSettings(time="10")
+GRACEFUL = SlurmSettings(time="10", partition="graceful")
+CANCELLED = SlurmSettings(time="10", partition="cancelled")
 LEAVES_WHEN_TOLD = """
 import os, signal, sys, time
 if os.path.exists("second"):
@@ -33,6 +35,15 @@ def leave(*_):
     sys.exit(130)
 signal.signal(signal.SIGTERM, leave)
 print("first start on", os.environ["SLURMD_NODENAME"])
+time.sleep(300)
+"""
+LEAVES_WHEN_TOLD_TWICE = """
+import signal, sys, time
+def leave(*_):
+    print("told")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+signal.signal(signal.SIGTERM, leave)
+print("start")
 time.sleep(300)
 """
 IN_A_GROUP = """
@@ -77,6 +88,13 @@ def jobs(*arguments: object) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
+def preempt(submission: Submission) -> str:
+    """Take the node of its only element for a second, with a job of higher priority; that job's number."""
+    (state,) = job_states(submission)
+    own = ("--partition=main", f"--nodelist={state.node}", "--exclusive", "--output=/dev/null")
+    return ask("sbatch", "--parsable", *own, "--wrap=sleep 1")
+
+
 def test_every_element_ends_as_its_command_ends() -> None:
     program = (
         "import os; index = int(os.environ['SLURM_ARRAY_TASK_ID']); print(index); raise SystemExit(3 * index)"
@@ -111,6 +129,52 @@ def test_an_element_that_slurm_requeues_leaves_a_drained_node() -> None:
     wait_for_states(submission, "COMPLETED")
     other = {"node1": "node2", "node2": "node1"}[node]
     assert log(submission) == [f"first start on {node}", "leaving", f"second start on {other}"]
+
+
+def test_an_element_that_is_preempted_with_a_grace_time_starts_again() -> None:
+    submission = submit_python(LEAVES_WHEN_TOLD, settings=GRACEFUL)
+    wait_for(lambda: log(submission), "the first start")
+    preempt(submission)
+    wait_for_states(submission, "COMPLETED")
+    first, left, second = log(submission)
+    assert first.startswith("first start")
+    assert left == "leaving"
+    assert second.startswith("second start")
+    (state,) = job_states(submission)
+    assert (state.starts, state.exit) == (2, "0")
+
+
+def test_a_preempted_element_that_is_cancelled_in_its_grace_time_ends_for_good() -> None:
+    submission = submit_python(LEAVES_WHEN_TOLD_TWICE, settings=GRACEFUL)
+    wait_for(lambda: log(submission), "the start")
+    preempt(submission)
+    wait_for(lambda: log(submission) == ["start", "told"], "the grace time")
+    assert states(submission) == ["RUNNING"]
+    cancel(submission)
+    wait_for_states(submission, "CANCELLED")
+    assert job_states(submission)[0].starts == 1
+
+
+def test_an_element_that_is_only_told_to_stop_ends_for_good_although_it_was_preempted_before() -> None:
+    program = LEAVES_WHEN_TOLD.replace("sys.exit(0)", "")
+    submission = submit_python(program, settings=GRACEFUL)
+    wait_for(lambda: log(submission), "the first start")
+    preempt(submission)
+    wait_for(lambda: len(log(submission)) == 4, "the second start")
+    ask("scancel", "--signal=TERM", str(submission.job))
+    wait_for_states(submission, "FAILED")
+    (state,) = job_states(submission)
+    assert (state.starts, state.exit) == (2, "130")
+
+
+def test_the_log_of_a_job_that_slurm_preempted_for_good_is_followed_to_its_end() -> None:
+    submission = submit_python("import time; print('here'); time.sleep(300)", settings=CANCELLED)
+    wait_for(lambda: log(submission), "the start")
+    preempt(submission)
+    wait_for_states(submission, "PREEMPTED")
+    code, output = jobs("logs", submission.job, "--follow", "--results", "runs")
+    assert code == 0
+    assert "here" in output.splitlines()
 
 
 def test_a_killed_command_is_a_failure_and_is_not_started_again() -> None:

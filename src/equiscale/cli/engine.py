@@ -131,9 +131,14 @@ def _words(parameter: Any, value: Any) -> list[str]:
 def submit_sweep(
     context: typer.Context, engine: Engine, runs: "list[RunSettings]", *, folder: Path, root: Path | None
 ) -> None:
-    """Submit the open runs of a sweep as one array, and say how to watch it."""
+    """Submit the open runs of a sweep as one array, and say how to watch it.
+
+    Raises:
+        SettingError: With ``--no-resume``.
+    """
     from equiscale.experiments import cluster
 
+    _check_resumes(context, folder / runs[0].suite)
     command = cluster.own_command(*given_arguments(context), "--no-wait")
     submission = cluster.submit_sweep(
         runs,
@@ -149,9 +154,14 @@ def submit_sweep(
 def submit_training(
     context: typer.Context, engine: Engine, run: "RunSettings", *, folder: Path, root: Path | None
 ) -> None:
-    """Submit one training as one job, and say how to watch it."""
+    """Submit one training as one job, and say how to watch it.
+
+    Raises:
+        SettingError: With ``--no-resume``.
+    """
     from equiscale.experiments import cluster
 
+    _check_resumes(context, folder / run.suite)
     submission = cluster.submit_training(
         run,
         engine.settings(),
@@ -161,6 +171,16 @@ def submit_training(
         device=context.params["device"],
     )
     _say(submission, [run], folder)
+
+
+def _check_resumes(context: typer.Context, suite: Path) -> None:
+    """That requeued elements go on: begun again each time, what is longer than its time limit never ends."""
+    if not context.params["resume"]:
+        raise SettingError(
+            "expected --engine slurm without --no-resume, got both, and every requeue would begin the runs "
+            f"again; to begin them again once, delete their checkpoints in {suite / 'checkpoints'}, or use "
+            "--no-resume without --engine"
+        )
 
 
 def _say(submission: "Submission | None", runs: "list[RunSettings]", folder: Path) -> None:

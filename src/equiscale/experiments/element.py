@@ -30,6 +30,9 @@ STOPPED: Final = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 _DEAF: Final = ("/bin/sh", "-c", 'trap "" USR2; exec "$@"', "sh")
 _TORCHRUN: Final = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _FIRST_PORT, _PORTS = 20_000, 40_000
+_PATIENCE_S = 60
+# In its grace time a preempted job is still running; a cancelled one never is, whatever came before.
+_PREEMPTED = re.compile(r"\sJobState=RUNNING\s(?:.*\s)?PreemptTime=\d")
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class Element:
 
     When Slurm says that the time is nearly over, the command gets SIGTERM: it writes its checkpoints, gives
     up its claims and leaves; then the job is put back into the queue, and starts the same command again.
+    A preemption with a grace time sends the command SIGTERM itself; what follows is the same.
 
     Args:
         command: What to run.
@@ -100,8 +104,12 @@ class Element:
         code = process.wait()
         code = 128 - code if code < 0 else code  # as a shell counts
         replace(self._state, exit_code=code).write(self.folder)
-        # Of many tasks, the first speaks for all; Slurm would take another's word for a failure.
-        return 0 if code in STOPPED and self._state.task else code
+        if code not in STOPPED:
+            return code
+        if self._state.task:
+            return 0  # the first task speaks for all; Slurm would take another's word for a failure
+        _requeue_if_preempted(self._state.element)
+        return code
 
     def checkpoint(self) -> "DelayedSubmission":
         """Stop the command, wait until it has left, and ask for the same again; submitit calls it."""
@@ -131,6 +139,25 @@ def _stop(pid: int) -> int | None:
         if ended is not None:
             return ended.si_status if ended.si_code == os.CLD_EXITED else 128 + ended.si_status
     return None
+
+
+def _requeue_if_preempted(element: str) -> None:
+    """Put a job back into the queue that was told to make room and has done so before its grace time is over.
+
+    Slurm requeues only what is still there at the end of that time. When the requeue returns, the job's
+    state is set, and how its processes end is no more asked. That may end scontrol too, which is no failure.
+    """
+    if _PREEMPTED.search(_scontrol("show", "job", "--oneliner", element)):
+        _scontrol("requeue", element)
+
+
+def _scontrol(*arguments: str) -> str:
+    """What scontrol prints; nothing where it is missing or refuses."""
+    try:
+        done = subprocess.run(("scontrol", *arguments), capture_output=True, text=True, timeout=_PATIENCE_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
 
 
 def element_name(variables: "Mapping[str, str]") -> str:

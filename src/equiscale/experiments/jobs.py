@@ -17,7 +17,18 @@ from equiscale.experiments.element import read_state
 
 FOLDER: Final = "jobs"  # beside the records of a suite
 OVER: Final = frozenset(
-    ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
+    (
+        "COMPLETED",
+        "FAILED",
+        "CANCELLED",
+        "TIMEOUT",
+        "DEADLINE",
+        "PREEMPTED",
+        "NODE_FAIL",
+        "BOOT_FAIL",
+        "OUT_OF_MEMORY",
+        "REVOKED",
+    )
 )
 """The states in which Slurm does no more for a job."""
 
