@@ -1,16 +1,26 @@
-"""Files that appear under their final name only when they are complete, and the folder for cached ones."""
+"""Files that appear under their final name only when they are complete, and what is asked of files first."""
 
+import io
 import os
 import re
 import shutil
 import uuid
+import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Final
+
+try:
+    import fcntl as _fcntl
+except ImportError:  # a system without flock
+    _fcntl = None  # type: ignore[assignment]
+_LOCKS: Final[ModuleType | None] = _fcntl
 
 _FOLDERS_OPEN: Final = os.name == "posix"  # elsewhere a folder cannot be opened
 _MANY: Final = 1_000
+_LONGEST_INDEX: Final = 4 << 20  # of a .zip: tens of thousands of members
 _TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]{32}\.tmp", re.DOTALL)
 
 
@@ -55,6 +65,89 @@ def atomic_path(target: Path) -> Iterator[Path]:
         publish(temporary, target)
     finally:
         _remove(temporary)
+
+
+@contextmanager
+def alone(target: Path) -> Iterator[None]:
+    """Wait until no other process or thread is at work on ``target``, and keep them waiting.
+
+    The lock is on a file beside the target, and the kernel's: who dies lets go of it. Where a system or a
+    file system has no locks nobody waits.
+
+    Args:
+        target: The path that is about to be made; its folder is made when it is missing.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "numbers"
+        >>> with alone(target):
+        ...     [path.name for path in target.parent.iterdir()]
+        ['.numbers.lock']
+        >>> list(target.parent.iterdir())
+        []
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path = target.with_name(f".{target.name}.lock")
+    descriptor = _lock(path)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+            os.close(descriptor)
+
+
+def check_zip_index(path: Path) -> None:
+    """Refuse a .zip whose list of members is longer than any that is read here, before it is in memory.
+
+    Raises:
+        BadZipFile: If it is longer, or the file is no .zip.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "a.zip"
+        >>> zipfile.ZipFile(path, "w").close()
+        >>> check_zip_index(path)
+    """
+    with _ShortReads(path) as file, zipfile.ZipFile(file):
+        pass
+
+
+class _ShortReads(io.FileIO):
+    """Opening a .zip reads its whole index in one step, whose length the file announces in several ways."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _LONGEST_INDEX:
+            raise zipfile.BadZipFile(f"an index of {size} bytes, more than {_LONGEST_INDEX}")
+        return super().read(size)
+
+
+def _lock(path: Path) -> int | None:
+    """The descriptor of the locked file; None where there are no locks."""
+    if _LOCKS is None:
+        return None
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _LOCKS.flock(descriptor, _LOCKS.LOCK_EX)
+        except OSError:  # this file system has none
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
+            return None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        if _is_at(descriptor, path):
+            return descriptor
+        os.close(descriptor)  # who held it before has removed the file
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def is_temporary(path: Path) -> bool:

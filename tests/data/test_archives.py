@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from equiscale.data import imagenette
+from equiscale.data import archives, imagenette
 from equiscale.data.archives import DAMAGES, archive_members
 from equiscale.errors import DataError
 
@@ -119,6 +119,64 @@ def test_a_member_of_negative_size_is_refused(tmp_path: Path) -> None:
     refused(tgz(tmp_path / "a.tgz", bytes(block) * 3 + bytes(1024)), r"got: (a member that begins before|.*)")
     with pytest.raises(DAMAGES):
         list(archive_members(tmp_path / "a.tgz", max_bytes=1 << 20))
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE])
+def test_a_header_is_no_longer_than_names_need(tmp_path: Path, kind: bytes) -> None:
+    long = tgz(tmp_path / "a.tgz", header("x", (1 << 16) + 1, kind) + bytes(1 << 17))
+    refused(long, "got: a header that announces 65537 bytes")
+    name = b"n" * 60_000 + bytes(5536)
+    whole = header("x", 1 << 16, tarfile.GNUTYPE_LONGNAME) + name + header("x", 0) + bytes(1024)
+    (member,) = archive_members(tgz(tmp_path / "b.tgz", whole), max_bytes=1 << 20)
+    assert len(member.name) == 60_000
+
+
+def sparse(kind: str) -> bytes:
+    """A member with a map of a million holes, in each of the ways to write one."""
+    if kind == "old":
+        block = bytearray(header("x", 0, tarfile.GNUTYPE_SPARSE))
+        block[482] = 1  # more of the map follows
+        block[148:156] = b" " * 8
+        block[148:156] = b"%06o\0 " % sum(block)
+        more = bytearray(bytes(11) + b"1" + bytes(11) + b"1") * 21
+        return bytes(block) + bytes(more + b"\1" + bytes(7)) * 50_000
+    fields = {
+        "0.0": {"GNU.sparse.size": "1", "GNU.sparse.numbytes": "1"},
+        "0.1": {"GNU.sparse.map": ",".join(["1"] * 20_000)},
+        "1.0": {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"},
+    }[kind]
+    member = tarfile.TarInfo("x")
+    member.size, member.pax_headers = 4 << 20, fields
+    return member.tobuf(tarfile.PAX_FORMAT) + b"1000000\n" + b"0\n" * (2 << 20)
+
+
+@pytest.mark.parametrize("kind", ["old", "0.0", "0.1", "1.0"])
+def test_a_member_with_holes_is_refused_before_its_map_is_read(tmp_path: Path, kind: str) -> None:
+    path = tgz(tmp_path / "a.tgz", sparse(kind))
+    refused(path, r"expected a whole .zip or .tgz archive in .*a.tgz, got: a member with holes \(sparse\)")
+
+
+def test_members_have_a_limit_and_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tgz(tmp_path / "a.tgz", b"".join(header(str(number), 0) for number in range(5000)))
+
+    def count() -> int:
+        return sum(1 for _ in archive_members(path, max_bytes=1 << 30))
+
+    assert peak(count) < 1 << 20
+    monkeypatch.setattr(archives, "_MOST_MEMBERS", 5000)
+    assert count() == 5000
+    monkeypatch.setattr(archives, "_MOST_MEMBERS", 4999)
+    with pytest.raises(tarfile.ReadError, match="more than 4999 members"):
+        count()
+
+
+def test_what_is_said_of_all_members_is_not_kept(tmp_path: Path) -> None:
+    content = b""
+    for number in range(200):
+        told = tarfile.TarInfo.create_pax_global_header({f"key{number}": "x" * 50_000})
+        content += told + header(str(number), 0)
+    path = tgz(tmp_path / "a.tgz", content)
+    assert peak(lambda: sum(1 for _ in archive_members(path, max_bytes=1 << 30))) < FEW
 
 
 def test_the_whole_of_an_archive_has_a_limit(tmp_path: Path) -> None:

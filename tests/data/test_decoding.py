@@ -188,6 +188,8 @@ WHOLE = encoded(noise(60, 60), "jpeg")
         (WHOLE[: len(WHOLE) // 2], "damaged: image file is truncated"),
         (encoded(noise(60, 60), "webp")[:600], "damaged: "),
         (encoded(noise(60, 60))[:3000], "damaged: "),
+        (png_of_size(8192, 4097), "8192×4097, more than 33554432 pixels; make it smaller"),
+        (png_of_size(8192, 4096), "damaged: "),
         (png_of_size(9_500, 9_500), "more than the 89478485 pixels that Pillow allows"),
         (png_of_size(100_000, 100_000), "more than the 89478485 pixels that Pillow allows"),
     ],
@@ -215,3 +217,9 @@ def test_a_file_that_cannot_be_read_is_a_failure() -> None:
         raise PermissionError("no")
 
     assert decode_all([reader], np.zeros((1, 3, 4, 4), np.uint8)) == {0: "no"}
+
+
+def test_images_of_many_pixels_are_refused_before_they_are_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("unpacked"))
+    with pytest.raises(DataError, match="more than 33554432 pixels"):
+        decode_image(png_of_size(9_450, 9_450), 20)

@@ -1,11 +1,15 @@
 import contextlib
 import hashlib
+import http.client
+import io
 import os
+import re
 import shutil
 import socket
 import ssl
 import subprocess
 import threading
+import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,6 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from equiscale.data import download
 from equiscale.data.download import fetch_file
 from equiscale.errors import ChecksumError, DataError, SettingError
 
@@ -322,3 +327,31 @@ def test_a_server_that_is_vouched_for_is(
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate / "cert"))
     fetch_file([tls_url], tmp_path / "file", checksum=sha256(server.content), timeout=5)
     assert (tmp_path / "file").read_bytes() == server.content
+
+
+@pytest.mark.parametrize(
+    ("asked", "place", "followed"),
+    [
+        ("https://example.org/a", "https://example.com/b", True),
+        ("https://example.org/a", "http://127.0.0.1:80/b", False),
+        ("https://example.org/a", "http://localhost/b", False),
+        ("https://example.org/a", "HTTP://[::1]/b", False),
+        ("http://127.0.0.1/a", "http://localhost/b", True),
+        ("http://127.0.0.1/a", "https://example.org/b", True),
+        ("http://127.0.0.1/a", "http://example.org/b", False),
+    ],
+)
+def test_a_server_elsewhere_leads_to_no_server_on_this_machine(
+    asked: str, place: str, followed: bool
+) -> None:
+    request, headers = urllib.request.Request(asked), http.client.HTTPMessage()
+    arguments = (request, io.BytesIO(), 302, "Found", headers, place)
+    if followed:
+        found = download._SafeRedirects().redirect_request(*arguments)
+        assert found is not None
+        assert found.full_url == place
+    else:
+        with pytest.raises(
+            DataError, match=rf"expected a redirect to https, got one to {re.escape(repr(place))}"
+        ):
+            download._SafeRedirects().redirect_request(*arguments)

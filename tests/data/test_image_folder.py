@@ -3,6 +3,9 @@
 import json
 import os
 import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,17 @@ from equiscale.data.decoding import decode_all, decode_image
 from equiscale.data.image_folder import FolderSettings, channel_statistics, load_folder, parse_name
 from equiscale.errors import DataError, SettingError
 
+LOADING = """
+import pathlib, sys, time
+from equiscale.data.image_folder import load_folder
+tree, root, number = map(pathlib.Path, sys.argv[1:])
+(tree.parent / f"ready-{number}").touch()
+while not (tree.parent / "go").exists():
+    time.sleep(0.001)
+found = load_folder(tree, split="train", size=16, root=root)
+(folder,) = root.glob("folders/*")
+print(len(found), found.checksum, folder.stat().st_ino)
+"""
 CLASSES = ("cat", "dog", "Zebra")
 
 
@@ -300,3 +314,56 @@ def test_a_manifest_without_its_notes_is_made_anew(tree: Path, tmp_path: Path) -
     stored = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**stored, "notes": {}}))
     assert len(load_folder(tree, split="train", size=8, root=tmp_path / "root")) == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("classes", None),
+        ("classes", ["cat", "dog", "fox"]),
+        ("sizes", 3),
+        ("sizes", {}),
+        ("sizes", {"train": "9"}),
+        ("sizes", {"train": 9, "other": 1}),
+        ("sizes", {"train": True}),
+        ("mean", 5),
+        ("mean", [0.5, 0.5]),
+        ("mean", [0.5, 0.5, float("nan")]),
+        ("mean", [0.5, 0.5, "0.5"]),
+        ("std", None),
+        ("std", [0.5, 0.5, 0.0]),
+        ("skipped", [1]),
+        ("skipped", "a"),
+    ],
+)
+def test_a_manifest_with_other_notes_is_made_anew(
+    name: str, value: object, tree: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+    first = load_folder(tree, split="train", size=8, root=root).info
+    (manifest,) = root.rglob("manifest.json")
+    stored = json.loads(manifest.read_text())
+    notes = {**stored["notes"], name: value}
+    if value is None:
+        del notes[name]
+    manifest.write_text(json.dumps({**stored, "notes": notes}))
+    again = load_folder(tree, split="train", size=8, root=root).info
+    for field in ("class_names", "split_sizes", "mean", "std", "notes"):
+        assert getattr(again, field) == getattr(first, field)
+    assert json.loads(manifest.read_text())["notes"] == stored["notes"]
+
+
+def test_processes_that_load_at_once_share_one_folder(tree: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LOADING, str(tree), str(tmp_path / "root")]
+    started = [
+        subprocess.Popen([*command, str(number)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for number in range(3)
+    ]
+    while len(list(tmp_path.glob("ready-*"))) < len(started) and all(one.poll() is None for one in started):
+        time.sleep(0.01)
+    (tmp_path / "go").touch()
+    told = [process.communicate(timeout=60) for process in started]
+    assert [errors for _, errors in told] == [""] * 3
+    assert len({output for output, _ in told}) == 1
+    assert told[0][0].startswith("9 ")
+    assert len(list((tmp_path / "root" / "folders").iterdir())) == 1

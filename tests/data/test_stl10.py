@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import json
 import os
 import shutil
 import tarfile
@@ -254,3 +255,40 @@ def test_settings_that_do_not_belong_to_it_are_refused(small_stl10: SimpleNamesp
         result = CliRunner().invoke(app, ["data", "prepare", "stl10", *option])
         assert result.exit_code == 2
         assert result.output.startswith("equiscale: expected neither png nor realisations for stl10")
+
+
+@pytest.mark.parametrize("kept", [(), ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin")])
+def test_a_manifest_without_its_files_is_refused_and_made_anew(
+    kept: tuple[str, ...], small_stl10: SimpleNamespace
+) -> None:
+    source = written(small_stl10, pack(small_stl10.files))
+    folder = stl10.prepare(small_stl10.root, source=source)
+    stored = json.loads((folder / "manifest.json").read_text())
+    files = {name: stamp for name, stamp in stored["files"].items() if name in kept}
+    (folder / "manifest.json").write_text(json.dumps({**stored, "files": files}))
+    for path in folder.iterdir():
+        if path.name not in (*kept, "manifest.json"):
+            path.unlink()
+    with pytest.raises(
+        DataError, match=r"expected .*fold_indices.txt among the files of .*, got none; run: "
+    ):
+        load("stl10-folds", split="train", root=small_stl10.root)
+    stl10.prepare(small_stl10.root, source=source)
+    assert json.loads((folder / "manifest.json").read_text())["files"].keys() == stored["files"].keys()
+    load("stl10-folds", split="train", root=small_stl10.root)
+
+
+def test_what_another_process_has_taken_meanwhile_is_left_alone(
+    small_stl10: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = written(small_stl10, pack(small_stl10.files))
+    find, places = stl10._find_origin, []
+
+    def find_slowly(base: Path, chosen: Path | None) -> Path:
+        monkeypatch.setattr(stl10, "_find_origin", find)
+        places.append(stl10.prepare(small_stl10.root, source=source).stat().st_ino)
+        return find(base, chosen)
+
+    monkeypatch.setattr(stl10, "_find_origin", find_slowly)
+    places.append(stl10.prepare(small_stl10.root, source=source).stat().st_ino)
+    assert places[0] == places[1]

@@ -1,7 +1,9 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ import pytest
 from equiscale.data.scale_recipe import Split
 from equiscale.data.store import (
     MANIFEST,
+    Manifest,
     arrays_checksum,
     map_bytes,
     open_splits,
     read_manifest,
+    save_made,
     save_splits,
     unscaled,
     write_images,
@@ -158,6 +162,85 @@ def test_the_quicker_of_two_processes_wins(tmp_path: Path, monkeypatch: pytest.M
         save_splits(folder, "pictures", other)
 
 
+# --- several that make the same ---
+
+
+def test_one_makes_a_folder_and_the_others_wait_for_it(tmp_path: Path) -> None:
+    start, made = threading.Barrier(4), []
+
+    def make(folder: Path) -> tuple[Mapping[str, Split], Mapping[str, Any]]:
+        made.append(folder)
+        threading.Event().wait(0.3)  # nobody else may begin
+        for name, split in splits().items():
+            np.save(folder / f"{name}-images.npy", split.images)
+        return splits(), {"state": "x"}
+
+    def save(_: int) -> tuple[Manifest, int]:
+        start.wait()
+        found = save_made(tmp_path / "data", "pictures", make=make, keep=lambda found: True)
+        return found, (tmp_path / "data").stat().st_ino
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(save, range(4)))
+    assert len(made) == 1
+    assert len({folder for _, folder in found}) == 1
+    assert all(manifest == found[0][0] for manifest, _ in found)
+
+
+def test_a_folder_of_another_state_is_made_anew(tmp_path: Path) -> None:
+    asked: list[Manifest] = []
+
+    def keep(found: Manifest) -> bool:
+        asked.append(found)
+        return False
+
+    folder = saved(tmp_path)
+    save_made(folder, "pictures", make=lambda _: (splits(), {"state": "y"}), keep=keep)
+    assert [manifest.notes for manifest in asked] == [{"state": "x"}]
+    assert read_manifest(folder, mend="").notes == {"state": "y"}
+
+
+def test_the_same_arrays_are_left_where_they_are(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    place = folder.stat().st_ino
+    manifest = save_splits(folder, "pictures", splits(), notes={"state": "x"})
+    assert (folder.stat().st_ino, manifest) == (place, read_manifest(folder, mend=""))
+    for notes in ({"state": "y"}, {}):
+        save_splits(folder, "pictures", splits(), notes=notes)
+        assert read_manifest(folder, mend="").notes == notes
+    save_splits(folder, "pictures", {"train": splits()["test"]})
+    assert sorted(read_manifest(folder, mend="").files) == ["train-images.npy", "train-labels.npy"]
+    save_splits(folder, "drawings", {"train": splits()["test"]})
+    assert read_manifest(folder, mend="").dataset == "drawings"
+
+
+@pytest.mark.parametrize("call", ["read_text", "stat"])
+def test_a_folder_that_goes_while_it_is_read_is_told(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object, **__: object) -> None:
+        raise FileNotFoundError("gone")
+
+    folder = saved(tmp_path)
+    monkeypatch.setattr(Path, "is_file", lambda _: True)
+    monkeypatch.setattr(Path, call, gone)
+    with pytest.raises(DataError, match=r"expected a manifest in .*, got: FileNotFoundError\('gone'\); MEND"):
+        read_manifest(folder, mend="MEND")
+
+
+def test_a_file_that_goes_while_it_is_compared_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object) -> None:
+        raise FileNotFoundError("gone")
+
+    folder = saved(tmp_path)
+    os.utime(folder / "train-images.npy", ns=(1, 1))
+    monkeypatch.setattr("equiscale.data.store.file_checksum", gone)
+    with pytest.raises(DataError, match=r"expected the prepared file .*train-images.npy, got none; MEND"):
+        read_manifest(folder, mend="MEND")
+
+
 # --- folders of anyone ---
 
 
@@ -269,3 +352,8 @@ def test_mapped_bytes_are_as_many_as_the_shape_says(tmp_path: Path) -> None:
     for shape in ((7,), (5,), (2**40, 2**40)):
         with pytest.raises(DataError, match=r"expected \d+ bytes in .*a, got 6; prepare the data again"):
             map_bytes(tmp_path / "a", shape)
+
+
+def test_missing_bytes_are_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"expected the prepared file .*a, got: .*; prepare the data again"):
+        map_bytes(tmp_path / "a", (2, 3))

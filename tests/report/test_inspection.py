@@ -113,3 +113,46 @@ def test_colour_samples_and_networks_without_drawable_layers(tmp_path, make_arra
     arrays["samples"] = np.zeros((12, 3, 20, 30), np.uint8)
     inspection = read_inspection(_broken(tmp_path, arrays))
     assert (inspection.samples.shape, inspection.layers) == ((12, 3, 20, 30), ())
+
+
+def _layer(filters, scales, name="wide"):
+    return {
+        f"filters/{name}": np.ones((filters, scales, 1, 1)),
+        f"filter_scales/{name}": np.ones(scales),
+        f"features/{name}": np.ones((3, scales, 1, 1)),
+    }
+
+
+def test_more_tiles_than_can_be_drawn_are_refused(tmp_path, make_arrays):
+    arrays = make_arrays()
+    assert len(read_inspection(_broken(tmp_path, {**arrays, **_layer(64, 32)})).layers) == 4
+    for filters, scales in ((65, 1), (1, 33), (256, 512)):
+        message = f"at most 64 filters on 32 scales in the layer 'wide' .* got {filters} on {scales}"
+        with pytest.raises(RecordError, match=message):
+            read_inspection(_broken(tmp_path, {**arrays, **_layer(filters, scales)}))
+    few = {name: array for name, array in arrays.items() if "main." not in name}
+    whole = {**few, **_layer(61, 32, "a"), **_layer(61, 32, "b")}
+    assert len(read_inspection(_broken(tmp_path, whole)).layers) == 2
+    with pytest.raises(RecordError, match=r"at most 4096 filters and features among .*, got 4128"):
+        read_inspection(_broken(tmp_path, {**few, **_layer(61, 32, "a"), **_layer(62, 32, "b")}))
+
+
+def test_a_file_is_measured_before_it_is_opened(tmp_path, make_arrays):
+    path = _broken(tmp_path, make_arrays())
+    with path.open("r+b") as file:
+        file.truncate(2**25 + 1)
+    with pytest.raises(RecordError, match="a file of 33554433 bytes, more than 33554432"):
+        read_inspection(path)
+
+
+def test_long_lists_of_arrays_are_refused(tmp_path, make_arrays):
+    more = {f"more/{index}": np.ones(1) for index in range(257 - len(make_arrays()))}
+    with pytest.raises(RecordError, match="257 arrays, more than 256"):
+        read_inspection(_broken(tmp_path, {**make_arrays(), **more}))
+    more.popitem()
+    read_inspection(_broken(tmp_path, {**make_arrays(), **more}))
+    with zipfile.ZipFile(tmp_path / "run.npz", "w") as archive:
+        for index in range(71):
+            archive.writestr(f"{index:060000}", b"")
+    with pytest.raises(RecordError, match="an index of 4263266 bytes, more than 4194304"):
+        read_inspection(tmp_path / "run.npz")

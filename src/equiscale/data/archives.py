@@ -1,7 +1,8 @@
 """Members of .zip and .tgz archives of anyone, read one after the other: nothing is written, all is bounded.
 
 What an archive says of itself is not believed: no member unpacks to more than it announced, no header is
-longer than a limit, and the whole of a .tgz is unpacked to a limit, always forwards.
+longer than a limit, no archive has more members than a limit, and the whole of a .tgz is unpacked to a limit,
+always forwards.
 """
 
 import gzip
@@ -13,7 +14,9 @@ import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import IO, Final, NamedTuple, cast
+from typing import IO, Final, NamedTuple, NoReturn, Self, cast
+
+from equiscale._files import check_zip_index
 
 # Encrypted members are told by a RuntimeError, unknown methods by a NotImplementedError, which is one too;
 # spoilt bzip2 by an OSError, and spoilt headers by errors of struct, wrong values and wrong places.
@@ -35,6 +38,15 @@ DAMAGES: Final = (
 # Others unpack a few bytes to gigabytes in one step, which nothing bounds.
 _METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _LONGEST_READ: Final = 8 << 20
+_LONGEST_HEADER: Final = 1 << 16  # of names and of what else comes in front of a member of a .tgz
+_MOST_MEMBERS: Final = 100_000
+_HEADERS: Final = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
 
 
 class Member(NamedTuple):
@@ -87,11 +99,22 @@ def archive_members(archive: Path, *, max_bytes: int) -> Iterator[Member]:
         return
     with gzip.open(archive) as unpacked:
         forwards = cast(IO[bytes], _Forwards(unpacked, max_bytes))
-        with tarfile.open(fileobj=forwards, mode="r:") as stream:
-            for member in stream:
-                content = stream.extractfile(member) if member.isreg() else None
-                if content is not None:
-                    yield Member(member.name, member.size, partial(_same, content))
+        with tarfile.open(fileobj=forwards, mode="r:", tarinfo=_Header) as stream:
+            yield from _tar_members(stream)
+
+
+def _tar_members(stream: tarfile.TarFile) -> Iterator[Member]:
+    count = 0
+    while (member := stream.next()) is not None:
+        count += 1
+        if count > _MOST_MEMBERS:
+            raise tarfile.ReadError(f"more than {_MOST_MEMBERS} members")
+        # The library keeps every member, with a copy of what was said for all of them.
+        stream.members = []  # type: ignore[attr-defined]
+        stream.pax_headers = {}
+        content = stream.extractfile(member) if member.isreg() else None
+        if content is not None:
+            yield Member(member.name, member.size, partial(_same, content))
 
 
 def _same(stream: IO[bytes]) -> IO[bytes]:
@@ -99,6 +122,7 @@ def _same(stream: IO[bytes]) -> IO[bytes]:
 
 
 def _zip_members(archive: Path) -> Iterator[Member]:
+    check_zip_index(archive)
     with zipfile.ZipFile(archive) as packed:
         for entry in packed.infolist():
             if not entry.is_dir():
@@ -111,6 +135,26 @@ def _open_entry(packed: zipfile.ZipFile, entry: zipfile.ZipInfo) -> IO[bytes]:
             f"{entry.filename!r} is packed by method {entry.compress_type}, not deflated"
         )
     return packed.open(entry)
+
+
+class _Header(tarfile.TarInfo):
+    """A header that is short and of a member with all its bytes.
+
+    Of a member with holes the library reads a map, as long as its header or its first bytes say, in front
+    of any check.
+    """
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in _HEADERS and not 0 <= header.size <= _LONGEST_HEADER:
+            raise tarfile.ReadError(f"a header that announces {header.size} bytes")
+        return header
+
+    def _refuse(self, *_: object) -> NoReturn:
+        raise tarfile.ReadError("a member with holes (sparse)")
+
+    _proc_sparse = _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _refuse
 
 
 class _Forwards:

@@ -27,6 +27,7 @@ RECIPE: Final = "upright, over white, RGB, shorter side bicubic, middle square"
 SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp")
 CHANNELS: Final = 3
 
+_MOST_PIXELS: Final = 1 << 25  # up to 20 bytes of memory each, a thread a core
 _FORMATS: Final = ("JPEG", "PNG", "WEBP")
 _WHITE: Final = (255, 255, 255, 255)
 _WITH_ALPHA: Final = ("RGBA", "LA", "PA", "La", "RGBa")
@@ -45,8 +46,8 @@ def decode_image(content: bytes, size: int) -> NDArray[np.uint8]:
         size: Side of the square, in pixels.
 
     Raises:
-        DataError: If the bytes are no whole image, or one of more pixels than Pillow's limit, as it is or
-            when its shorter side has ``size`` pixels.
+        DataError: If the bytes are no whole image, one of more than 2²⁵ pixels, or one of more pixels than
+            Pillow's limit when its shorter side has ``size`` pixels.
         MissingExtraError: If Pillow is missing.
 
     Example:
@@ -94,6 +95,7 @@ def _decode(content: bytes, size: int) -> NDArray[np.uint8]:
         from PIL import Image, UnidentifiedImageError
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as opened:
+            _check_pixels(opened)
             square = _middle_square(_over_white(_upright(opened)), size)
     except DataError:
         raise
@@ -106,6 +108,11 @@ def _decode(content: bytes, size: int) -> NDArray[np.uint8]:
     except Exception as error:  # damaged files make Pillow's readers stumble in every way
         raise DataError(f"damaged: {error or type(error).__name__}") from error
     return np.asarray(square).transpose(2, 0, 1)  # (H, W, C) -> (C, H, W)
+
+
+def _check_pixels(image: "Picture") -> None:
+    if image.width * image.height > _MOST_PIXELS:
+        raise DataError(f"{image.width}×{image.height}, more than {_MOST_PIXELS} pixels; make it smaller")
 
 
 def _upright(image: "Picture") -> "Picture":

@@ -214,7 +214,7 @@ class _Transfer:
 
 
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows no redirect out of TLS, nor to another protocol."""
+    """Follows no redirect out of TLS, not even to this machine, nor to another protocol."""
 
     def redirect_request(
         self,
@@ -225,7 +225,7 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
         headers: http.client.HTTPMessage,
         newurl: str,
     ) -> urllib.request.Request | None:
-        if not _is_safe(newurl):
+        if not _is_safe(newurl) or (req.type == "https" and urlsplit(newurl).scheme != "https"):
             fp.close()
             raise DataError(f"{req.full_url}: expected a redirect to https, got one to {newurl!r}")
         return super().redirect_request(req, fp, code, msg, headers, newurl)

@@ -204,30 +204,55 @@ def _prepared(settings: FolderSettings, root: Path) -> tuple[Path, Manifest]:
     state = hashlib.sha256("\n".join(file.told for file in files).encode()).hexdigest()
     key = hashlib.sha256(f"{settings.path.resolve()} {settings.size} {settings.on_corrupt}".encode())
     folder = root / "folders" / f"{settings.path.resolve().name}-{key.hexdigest()[:12]}"
+    known = {"classes": classes, "state": state, "recipe": RECIPE}
     manifest = found_manifest(folder)
-    if manifest is None or (manifest.notes.get("state"), manifest.notes.get("recipe")) != (state, RECIPE):
-        manifest = _make(settings, classes, files, folder, state)
+    if manifest is None or not _is_of(known, manifest):
+        manifest = _make(settings, files, folder, known)
     return folder, manifest
 
 
+def _is_of(known: Mapping[str, Any], manifest: Manifest) -> bool:
+    """Whether arrays were made from this state of the folder, and their notes are of the right kinds."""
+    notes = manifest.notes
+    sizes, skipped = notes.get("sizes"), notes.get("skipped")
+    return (
+        all(notes.get(name) == value for name, value in known.items())
+        and isinstance(sizes, dict)
+        and "train" in sizes
+        and all(name in SPLIT_ORDER and type(size) is int and size > 0 for name, size in sizes.items())
+        and _are_numbers(notes.get("mean"))
+        and _are_numbers(notes.get("std"))
+        and min(notes["std"]) > 0
+        and isinstance(skipped, list)
+        and all(type(name) is str for name in skipped)
+    )
+
+
+def _are_numbers(values: object) -> bool:
+    """Whether there is one finite number for each channel."""
+    return (
+        isinstance(values, list)
+        and len(values) == CHANNELS
+        and all(type(value) is float and math.isfinite(value) for value in values)
+    )
+
+
 def _make(
-    settings: FolderSettings, classes: Sequence[str], files: Sequence[_File], folder: Path, state: str
+    settings: FolderSettings, files: Sequence[_File], folder: Path, known: Mapping[str, Any]
 ) -> Manifest:
     def make(temporary: Path) -> tuple[dict[str, Split], dict[str, Any]]:
         splits, failures = _decode(settings, files, temporary)
-        _check_decoded(settings, classes, splits, failures)
+        _check_decoded(settings, known["classes"], splits, failures)
         mean, std = channel_statistics(splits["train"].images)
         return splits, {
-            "classes": classes,
+            **known,
             "mean": mean,
             "std": std,
             "sizes": {name: len(split.labels) for name, split in splits.items()},
-            "state": state,
-            "recipe": RECIPE,
             "skipped": list(failures),
         }
 
-    manifest = save_made(folder, settings.name, make)
+    manifest = save_made(folder, settings.name, make=make, keep=partial(_is_of, known))
     for told in _told_skipped(manifest.notes["skipped"]):
         warnings.warn(f"{settings.name}: {told}", stacklevel=2)
     return manifest

@@ -16,7 +16,7 @@ from typing import IO, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from equiscale._files import atomic_path
+from equiscale._files import alone, atomic_path
 from equiscale.citations import STL10
 from equiscale.data.archives import DAMAGES, Member, archive_members
 from equiscale.data.dataset import DatasetInfo, Preparation, Realisation
@@ -108,7 +108,7 @@ def prepare(
         raise SettingError(f"expected either a source or a download, got both: {source} and download=True")
     base, tell = data_root(root), progress or (lambda _: None)
     folder = base / NAME
-    if found_manifest(folder) is not None:
+    if _is_prepared(folder):
         tell(f"{NAME}: {folder} is there and valid")
         return folder
     if download:
@@ -121,15 +121,9 @@ def prepare(
         )
     origin = _find_origin(base, None if source is None else Path(source))
     tell(f"{NAME}: taking the labelled images from {origin}")
-    with atomic_path(folder) as temporary:
-        temporary.mkdir()
-        _take_files(origin, temporary)
-        for file in FILES:
-            _check_published(temporary / file.name, file, origin)
-        _read_folds(temporary)
-        for split in SPLIT_SIZES:
-            _read_labels(temporary, split)
-        write_manifest(temporary, NAME, checksum=_checksum(temporary))
+    with alone(folder):
+        if not _is_prepared(folder):  # by another process in the meantime
+            _fill(folder, origin)
     tell(f"{NAME}: {folder} has the published checksums; the archive is not needed any more")
     return folder
 
@@ -146,6 +140,8 @@ def read_realisation(fold: int | None, root: Path) -> Realisation:
     """
     folder = root / NAME
     manifest = read_manifest(folder, mend=_mend(root))
+    if missing := _missing(manifest):
+        raise DataError(f"expected {', '.join(missing)} among the files of {folder}, got none; {_mend(root)}")
     splits = {name: unscaled(_map_images(folder, name), _read_labels(folder, name)) for name in SPLIT_SIZES}
     if fold is None:
         return Realisation(splits, manifest.checksum)
@@ -184,6 +180,29 @@ FOLDS_INFO: Final = replace(
     realisations=FOLDS,
     read=read_realisation,
 )
+
+
+def _is_prepared(folder: Path) -> bool:
+    manifest = found_manifest(folder)
+    return manifest is not None and not _missing(manifest)
+
+
+def _missing(manifest: Manifest) -> list[str]:
+    """The files that a manifest should speak of, and does not."""
+    return [name for name in (*(file.name for file in FILES), _FOLD_FILE) if name not in manifest.files]
+
+
+def _fill(folder: Path, origin: Path) -> None:
+    """Take the files from an archive or a folder, check them, and write their manifest; all or nothing."""
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        _take_files(origin, temporary)
+        for file in FILES:
+            _check_published(temporary / file.name, file, origin)
+        _read_folds(temporary)
+        for split in SPLIT_SIZES:
+            _read_labels(temporary, split)
+        write_manifest(temporary, NAME, checksum=_checksum(temporary))
 
 
 def _map_images(folder: Path, split: str) -> NDArray[np.uint8]:

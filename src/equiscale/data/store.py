@@ -11,7 +11,7 @@ from typing import IO, Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from equiscale._files import atomic_path
+from equiscale._files import alone, atomic_path
 from equiscale.data.array_file import map_array
 from equiscale.data.download import file_checksum
 from equiscale.data.scale_recipe import Split
@@ -87,11 +87,11 @@ def read_manifest(folder: Path, *, mend: str) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise DataError(f"expected prepared data in {folder}, got no {MANIFEST}; {mend}")
-    if (size := path.stat().st_size) > _MAX_MANIFEST_BYTES:
-        raise DataError(f"expected a manifest of at most {_MAX_MANIFEST_BYTES} bytes, got {size}; {mend}")
     try:
+        if (size := path.stat().st_size) > _MAX_MANIFEST_BYTES:
+            raise DataError(f"expected a manifest of at most {_MAX_MANIFEST_BYTES} bytes, got {size}; {mend}")
         manifest = _parse(json.loads(path.read_text("utf-8")))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataError(f"expected a manifest in {path}, got: {error!r}; {mend}") from error
     if manifest.version != FORMAT_VERSION:
         raise DataError(f"expected format version {FORMAT_VERSION} in {path}, got {manifest.version}; {mend}")
@@ -111,25 +111,41 @@ def found_manifest(folder: Path) -> Manifest | None:
 def save_splits(
     folder: Path, dataset: str, splits: Mapping[str, Split], *, notes: Mapping[str, Any] | None = None
 ) -> Manifest:
-    """Write the images and labels of each split as ``.npy`` files, and the manifest; all or nothing."""
+    """Write the images and labels of each split as ``.npy`` files, and the manifest; all or nothing.
+
+    What is there already and the same is left as it is: others may be reading it.
+    """
+    wanted = (dataset, arrays_checksum(splits), json.loads(json.dumps(notes or {})))
+
+    def is_same(found: Manifest) -> bool:
+        return (found.dataset, found.checksum, found.notes) == wanted
 
     def make(temporary: Path) -> tuple[Mapping[str, Split], Mapping[str, Any]]:
         for name, split in splits.items():
             np.save(images_path(temporary, name), split.images, allow_pickle=False)
         return splits, notes or {}
 
-    return save_made(folder, dataset, make)
+    return save_made(folder, dataset, make=make, keep=is_same)
 
 
-def save_made(folder: Path, dataset: str, make: Maker) -> Manifest:
+def save_made(folder: Path, dataset: str, *, make: Maker, keep: Callable[[Manifest], bool]) -> Manifest:
     """Write the labels and the manifest beside images that are written as they are made; all or nothing.
+
+    One process makes a folder while the others that want it wait, and then find it.
 
     Args:
         folder: Where they go.
         dataset: The data set's name.
         make: Writes the images of each split to ``images_path`` in the folder that it is given; returns the
             splits, and what else the manifest should remember.
+        keep: Whether a whole folder, which another process has finished in the meantime, is the wanted one.
     """
+    with alone(folder):
+        found = found_manifest(folder)
+        return found if found is not None and keep(found) else _save(folder, dataset, make)
+
+
+def _save(folder: Path, dataset: str, make: Maker) -> Manifest:
     known: list[str] = []
     try:
         with atomic_path(folder) as temporary:
@@ -141,7 +157,7 @@ def save_made(folder: Path, dataset: str, make: Maker) -> Manifest:
         found = found_manifest(folder)
         if found is None or found.checksum not in known:
             raise
-        return found  # another process was quicker
+        return found  # another process was quicker, on a file system without locks
 
 
 def images_path(folder: Path, split: str) -> Path:
@@ -202,9 +218,12 @@ def map_bytes(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     The map is copy-on-write: what a caller writes to the array never reaches the file.
 
     Raises:
-        DataError: If the file is shorter or longer than the array.
+        DataError: If the file is missing, or shorter or longer than the array.
     """
-    size = path.stat().st_size
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise DataError(f"expected the prepared file {path}, got: {error}; prepare the data again") from error
     if size != math.prod(shape):
         raise DataError(f"expected {math.prod(shape)} bytes in {path}, got {size}; prepare the data again")
     return np.memmap(path, np.uint8, mode="c", shape=shape)
@@ -272,9 +291,10 @@ def _stamp(path: Path) -> FileStamp:
 def _check_file(path: Path, stamp: FileStamp, mend: str) -> None:
     try:
         state = path.stat()
+        if state.st_size != stamp.size:
+            raise DataError(f"expected {stamp.size} bytes in {path}, got {state.st_size}; {mend}")
+        same = state.st_mtime_ns == stamp.mtime_ns or file_checksum(path, "sha256:") == stamp.checksum
     except OSError as error:
         raise DataError(f"expected the prepared file {path}, got none; {mend}") from error
-    if state.st_size != stamp.size:
-        raise DataError(f"expected {stamp.size} bytes in {path}, got {state.st_size}; {mend}")
-    if state.st_mtime_ns != stamp.mtime_ns and file_checksum(path, "sha256:") != stamp.checksum:
+    if not same:
         raise ChecksumError(f"expected {stamp.checksum} of {path}, found another: it is damaged; {mend}")

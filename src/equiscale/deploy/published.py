@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from equiscale._files import check_zip_index
 from equiscale._typing import BasisTensor
 from equiscale.errors import BasisError, CheckpointError
 from equiscale.functional import support_windows
@@ -155,6 +156,7 @@ def _check_file(path: Path) -> None:
     if size > _MOST_BYTES or not path.is_file():
         raise ValueError(f"no file of at most {_MOST_BYTES} bytes")
     if zipfile.is_zipfile(path):
+        check_zip_index(path)
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
         packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)

@@ -12,6 +12,7 @@ from tokenize import TokenError
 import numpy as np
 from numpy.typing import NDArray
 
+from equiscale._files import check_zip_index
 from equiscale.errors import RecordError
 
 _MAX_BYTES = 32 * 2**20
@@ -19,6 +20,10 @@ _MAX_BYTES = 32 * 2**20
 _MOST_LAYERS = 32
 _MOST_PICTURES = 256
 _LONGEST_SIDE = 512
+_MOST_FILTERS = 64
+_MOST_SCALES = 32
+_MOST_TILES = 4096
+_MOST_ARRAYS = 256
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # nothing bounds what others unpack to
 _FEATURE_SIZES = 3
 _FILTERS = "filters/"
@@ -127,12 +132,23 @@ def _layers(arrays: Mapping[str, Array]) -> tuple[Layer, ...]:
         raise RecordError(
             f"expected at most {_MOST_LAYERS} layers among the pictures of a run, got {len(names)}"
         )
-    return tuple(_layer(arrays, name) for name in names)
+    layers = tuple(_layer(arrays, name) for name in names)
+    tiles = sum((len(layer.filters) + _FEATURE_SIZES) * len(layer.scales) for layer in layers)
+    if tiles > _MOST_TILES:
+        raise RecordError(
+            f"expected at most {_MOST_TILES} filters and features among the pictures of a run, got {tiles}"
+        )
+    return layers
 
 
 def _layer(arrays: Mapping[str, Array], name: str) -> Layer:
     filters = _get(arrays, f"{_FILTERS}{name}", (None, None, None, None))
-    scales = filters.shape[1]
+    count, scales = filters.shape[:2]
+    if count > _MOST_FILTERS or scales > _MOST_SCALES:
+        raise RecordError(
+            f"expected at most {_MOST_FILTERS} filters on {_MOST_SCALES} scales in the layer {name!r} of the "
+            f"pictures of a run, got {count} on {scales}"
+        )
     return Layer(
         name=name,
         filters=_finite(filters),
@@ -184,8 +200,13 @@ def _get(arrays: Mapping[str, Array], name: str, shape: Shape) -> Array:
 
 
 def _load(path: Path) -> dict[str, Array]:
+    if (size := path.stat().st_size) > _MAX_BYTES:
+        raise ValueError(f"a file of {size} bytes, more than {_MAX_BYTES}")
+    check_zip_index(path)
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
+        if len(members) > _MOST_ARRAYS:
+            raise ValueError(f"{len(members)} arrays, more than {_MOST_ARRAYS}")
         if (total := sum(member.file_size for member in members)) > _MAX_BYTES:
             raise ValueError(f"{total} bytes, more than {_MAX_BYTES}")
         if len({member.filename for member in members}) < len(members):
