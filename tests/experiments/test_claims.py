@@ -134,6 +134,36 @@ def test_another_machines_claim_falls_after_a_lease_without_a_beat(tmp_path: Pat
     assert not dead.exists()
 
 
+def test_what_one_process_has_seen_to_be_dead_another_one_believes(tmp_path: Path) -> None:
+    dead = on_another_machine(Claims(tmp_path, Lease(beat=100, expires=300)).claim("a"))
+    watching = Claims(tmp_path, QUICK)
+    assert not watching.is_undecided("a"), "it has not been looked at"
+    assert watching.is_held("a")
+    assert watching.is_undecided("a")
+    assert watching.seen_dead() == {}
+    time.sleep(1.1 * QUICK.expires)
+    assert not watching.is_undecided("a")
+    seen = watching.seen_dead()
+    assert list(seen) == [dead]
+    assert Claims(tmp_path).is_held("a"), "by itself it would have to watch"
+    os.utime(dead, ns=(1, 1))
+    assert Claims(tmp_path, dead=seen).is_held("a"), "it has moved since"
+    os.utime(dead, ns=(seen[dead], seen[dead]))
+    claim = Claims(tmp_path, dead=seen).claim("a")
+    assert claim is not None
+    claim.release()
+
+
+def test_a_claim_that_has_moved_is_decided(tmp_path: Path) -> None:
+    claim = on_another_machine(Claims(tmp_path, Lease(beat=100, expires=300)).claim("a"))
+    watching = Claims(tmp_path)
+    watching.is_held("a")
+    os.utime(claim, ns=(1, 1))
+    assert watching.is_undecided("a")
+    assert watching.is_held("a")
+    assert not watching.is_undecided("a")
+
+
 @pytest.mark.parametrize("jump", [-(10**18), 10**18])
 def test_clocks_that_jump_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump: int) -> None:
     """The time of the file only has to move, and is compared with no clock."""

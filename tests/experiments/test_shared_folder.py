@@ -1,21 +1,27 @@
 """Several sweeps on one folder: every run is done once, stops are gentle, and no failure stops the rest."""
 
 import errno
+import io
 import os
+import re
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from rich.progress import Progress, TaskID
 
-from equiscale.experiments import execute, sweep
-from equiscale.experiments.claims import Claims, claims_of
+from equiscale.experiments import execute, sweep, worker
+from equiscale.experiments.claims import Claim, Claims, Lease, claims_of, machine_id
 from equiscale.experiments.execute import RunOptions, checkpoint_path, execute_run
 from equiscale.experiments.index import record_files
 from equiscale.experiments.plan import plan_runs
+from equiscale.experiments.progress import _Display
 from equiscale.experiments.records import RunSettings, read_record, record_path, write_record
 from equiscale.experiments.spec import load_suite
 from equiscale.experiments.stopping import stop_on_signals
@@ -58,6 +64,22 @@ def test_a_worker_whose_sweep_is_killed_ends_at_a_safe_point(tmp_path: Path, sma
     process.communicate()  # until the worker has closed the pipe
     assert not record_path(tmp_path, runs[0]).exists(), "stopped too late for the test to show anything"
     assert checkpoint_path(tmp_path, runs[0]).exists()
+
+
+def test_a_stop_while_a_worker_starts_is_a_stop(tmp_path: Path, small_suite: Path) -> None:
+    process = reproduce(small_suite, tmp_path)
+    until(lambda: workers_of(process.pid), by=process)
+    (pid,) = workers_of(process.pid)
+    blocked = re.search(r"^SigBlk:\s*(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    assert blocked is not None
+    assert all(int(blocked[1], 16) >> (number - 1) & 1 for number in (signal.SIGINT, signal.SIGTERM))
+    time.sleep(1)  # it imports torch now
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "0 of 2 runs are finished" in output
+    assert "failed" not in output
+    assert "Traceback" not in output
 
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, small_suite: Path) -> None:
@@ -118,7 +140,9 @@ class Pretend:
         self.words, self.started, self.senders = words, [], []
         monkeypatch.setattr(sweep, "_start", self.start)
 
-    def start(self, settings: RunSettings, options: RunOptions) -> tuple[Connection, PretendProcess]:
+    def start(
+        self, settings: RunSettings, options: RunOptions, dead: object
+    ) -> tuple[Connection, PretendProcess]:
         receiver, sender = Pipe(duplex=False)
         self.started.append(settings.realisation)
         self.senders.append(sender)
@@ -208,6 +232,141 @@ def test_a_damaged_record_is_reported_and_the_rest_goes_on(
     assert events == [("failed", 0), ("finished", 1)]
     assert "delete it to run again" in result.failures[0].message
     assert pretend.started == [1]
+
+
+def far_away(folder: Path, run: RunSettings) -> Path:
+    """The claim of a worker on a machine that has lost its power."""
+    claim = Claims(claims_of(folder, "small"), Lease(beat=1000, expires=2000)).claim(run.run_id)
+    claim.path.write_text(claim.path.read_text().replace(machine_id(), "elsewhere"))
+    return claim.path
+
+
+@pytest.mark.parametrize("wait_for_others", [True, False])
+def test_a_run_whose_machine_is_dead_is_taken_over(
+    tmp_path: Path, runs: list[RunSettings], monkeypatch: pytest.MonkeyPatch, wait_for_others: bool
+) -> None:
+    """The worker is another process, which sees the dead claim for the first time."""
+    dead = far_away(tmp_path, runs[0])
+    monkeypatch.setattr(worker, "execute_run", lambda *_, **__: make_record())
+    started: list[list[Path]] = []
+
+    def start(settings: RunSettings, options: RunOptions, seen: dict[Path, int]) -> tuple:
+        receiver, sender = Pipe(duplex=False)
+        started.append(list(seen))
+        assert len(started) < 3, "it is busy for ever"
+        worker.work(settings, options, sender, seen)
+        return receiver, PretendProcess()
+
+    monkeypatch.setattr(sweep, "_start", start)
+    quick = RunOptions(tmp_path, lease=Lease(beat=0.1, expires=1.0))
+    events: list[str] = []
+    run_sweep(
+        runs[:1], quick, on_event=lambda event: events.append(event.kind), wait_for_others=wait_for_others
+    )
+    assert started == [[dead]]
+    assert events == ["waiting", "started", "finished"]
+    assert not dead.exists()
+
+
+def test_without_waiting_a_sign_of_life_is_enough(tmp_path: Path, runs: list[RunSettings]) -> None:
+    claim = far_away(tmp_path, runs[0])
+    events: list[str] = []
+
+    def show_life(event: RunEvent) -> None:
+        events.append(event.kind)
+        os.utime(claim, ns=(1, 1))
+
+    result = run_sweep(runs[:1], RunOptions(tmp_path), on_event=show_life, wait_for_others=False)
+    assert events == ["waiting"]
+    assert result.failures == ()
+
+
+def test_a_run_that_somebody_else_stops_goes_on_but_not_for_ever(
+    tmp_path: Path, runs: list[RunSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: Counter[int] = Counter()
+
+    def words(settings: RunSettings) -> list[str]:
+        tried[settings.realisation] += 1
+        return ["finished"] if settings.realisation == 0 and tried[0] == 2 else ["stopped"]
+
+    Pretend(monkeypatch, words)
+    result, _ = do(runs, tmp_path)
+    assert tried == {0: 2, 1: 3}
+    (failure,) = result.failures
+    assert failure.settings == runs[1]
+    assert "was stopped 3 times by signals from outside" in failure.message
+
+
+def test_a_process_that_cannot_be_started_is_a_failure_and_the_rest_goes_on(
+    tmp_path: Path, runs: list[RunSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend = Pretend(monkeypatch, lambda settings: ["finished"])
+
+    def start(settings: RunSettings, options: RunOptions, dead: object) -> tuple[Connection, PretendProcess]:
+        if settings == runs[0]:
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return pretend.start(settings, options, dead)
+
+    monkeypatch.setattr(sweep, "_start", start)
+    result, events = do(runs, tmp_path)
+    assert events == [("failed", 0), ("finished", 1)]
+    assert "could not be started" in result.failures[0].message
+
+
+def test_a_folder_that_is_away_for_a_while_is_waited_for(
+    tmp_path: Path, runs: list[RunSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend = Pretend(monkeypatch, lambda settings: ["finished"])
+    away, held = iter([True, True]), Claims.held
+
+    def held_unless_away(claims: Claims) -> dict:
+        if next(away, False):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return held(claims)
+
+    monkeypatch.setattr(Claims, "held", held_unless_away)
+    do(runs, tmp_path)
+    assert pretend.started == [0, 1]
+
+
+def test_runs_that_failed_before_come_last(
+    tmp_path: Path, runs: list[RunSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = {"settings": runs[0], "status": "failed", "failure": "no luck", "test": None}
+    write_record(tmp_path, make_record().model_copy(update=failed))
+    pretend = Pretend(monkeypatch, lambda settings: ["finished"])
+    do(runs, tmp_path)
+    assert pretend.started == [1, 0]
+
+
+def test_what_cannot_be_shown_costs_no_run(runs: list[RunSettings]) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    console = Console(file=Full())
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        console.print("no room")
+    _Display(Progress(console=console), TaskID(0)).show(RunEvent("waiting", runs[0], message="for others"))
+
+
+def test_a_claim_waits_for_room(
+    tmp_path: Path, runs: list[RunSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execute, "_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(worker, "execute_run", lambda *_, **__: make_record())
+    full, claim = iter([True] * 3), Claims.claim
+
+    def claim_with_room(claims: Claims, run: str) -> Claim | None:
+        if next(full, False):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return claim(claims, run)
+
+    monkeypatch.setattr(Claims, "claim", claim_with_room)
+    receiver, sender = Pipe(duplex=False)
+    worker.work(runs[0], RunOptions(tmp_path), sender)
+    assert [receiver.recv().kind for _ in range(2)] == ["started", "finished"]
 
 
 def test_a_stop_lets_runs_come_to_an_end_and_starts_no_more(

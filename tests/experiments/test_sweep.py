@@ -247,7 +247,7 @@ class PretendProcess:
 def test_a_worker_that_dies_in_the_middle_of_a_word_has_failed(
     tmp_path: Path, runs: list[RunSettings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def start(settings: RunSettings, options: RunOptions) -> tuple[Connection, PretendProcess]:
+    def start(settings: RunSettings, options: RunOptions, dead: object) -> tuple[Connection, PretendProcess]:
         receiver, sender = Pipe(duplex=False)
         os.write(sender.fileno(), struct.pack("!i", 1000) + b"a few bytes")  # of a thousand
         sender.close()
@@ -267,7 +267,7 @@ def test_runs_are_shared_out_among_the_devices(
     placed: list[tuple[str, int]] = []
     senders = []
 
-    def start(settings: RunSettings, options: RunOptions) -> tuple[Connection, PretendProcess]:
+    def start(settings: RunSettings, options: RunOptions, dead: object) -> tuple[Connection, PretendProcess]:
         receiver, sender = Pipe(duplex=False)
         placed.append((options.device, options.threads))
         senders.append((sender, settings))

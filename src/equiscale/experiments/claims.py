@@ -3,7 +3,7 @@
 A claim is a file that only one can create. It stands as long as its worker lives: on the same machine the
 kernel knows, because the worker holds a lock on the file, and lets go of it however it dies; on another
 machine the file's time moves at every beat, and who sees it stand still for a whole lease, by its own clock,
-takes the run over. No clock is compared with another one.
+takes the run over, itself or by a process to which it tells what it saw. No clock is compared with another.
 
 A run is taken over by a claim of the next number, which again only one can create; the highest number counts.
 """
@@ -16,11 +16,12 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Final
+from typing import Final, NamedTuple
 
 from equiscale.errors import SettingError
 
@@ -126,12 +127,21 @@ class Claim:
         os.utime(self.path, ns=(self._beat, self._beat))
 
 
+class _Sight(NamedTuple):
+    """When a claim's file was first seen with its present time, and whether it was seen with another one."""
+
+    time: int
+    since: float
+    has_moved: bool
+
+
 class Claims:
     """The claims in a folder, as this process sees them.
 
     Args:
         folder: Where the files lie; made when something is claimed.
         lease: How a claim shows that it is alive.
+        dead: Claims that another process has seen to be dead, as its own `seen_dead` gives them.
 
     Example:
         >>> import tempfile
@@ -144,9 +154,12 @@ class Claims:
         False
     """
 
-    def __init__(self, folder: Path, lease: Lease | None = None) -> None:
+    def __init__(
+        self, folder: Path, lease: Lease | None = None, *, dead: Mapping[Path, int] | None = None
+    ) -> None:
         self.folder, self.lease = folder, lease or Lease()
-        self._seen: dict[Path, tuple[int, float]] = {}
+        self._dead = dict(dead or {})
+        self._seen: dict[Path, _Sight] = {}
 
     def claim(self, run: str) -> Claim | None:
         """The claim of a run that nobody holds; None if somebody does.
@@ -181,6 +194,19 @@ class Claims:
         claims = _claims_of(self.folder, run)
         return bool(claims) and self._is_alive(claims[-1])
 
+    def is_undecided(self, run: str) -> bool:
+        """Whether a run's claim, of another machine, has not been watched for long enough.
+
+        It has not moved yet, nor stood still for a lease, since this process saw it first.
+        """
+        claims = _claims_of(self.folder, run)
+        sight = self._seen.get(claims[-1]) if claims else None
+        return sight is not None and not sight.has_moved and self._is_fresh(sight)
+
+    def seen_dead(self) -> dict[Path, int]:
+        """The files of claims that stood still for a lease, and their times: for other processes."""
+        return {path: sight.time for path, sight in self._seen.items() if not self._is_fresh(sight)}
+
     def held(self) -> dict[str, Holder | None]:
         """All runs that living workers hold; None: it cannot be said who."""
         newest: dict[str, Path] = {}
@@ -201,16 +227,22 @@ class Claims:
 
     def _moves(self, path: Path) -> bool:
         """Whether the file's time has moved within a lease, as far as we have watched it."""
-        now = time.monotonic()
         try:
-            moved = path.stat().st_mtime_ns
+            found = path.stat().st_mtime_ns
         except FileNotFoundError:
             return False
+        except OSError:
+            return True  # it cannot be said; then it is left alone
+        if self._dead.get(path) == found:
+            return False
         seen = self._seen.get(path)
-        if seen is None or seen[0] != moved:
-            self._seen[path] = (moved, now)
+        if seen is None or seen.time != found:
+            self._seen[path] = _Sight(found, time.monotonic(), has_moved=seen is not None)
             return True
-        return now - seen[1] < self.lease.expires
+        return self._is_fresh(seen)
+
+    def _is_fresh(self, sight: _Sight) -> bool:
+        return time.monotonic() - sight.since < self.lease.expires
 
 
 def claims_of(folder: Path, suite: str) -> Path:

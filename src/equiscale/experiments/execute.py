@@ -143,10 +143,26 @@ def execute_run(
     except TrainingError as error:
         record = run.record(failure=str(error))
     if options.group.rank == 0:
-        run.write(lambda: write_record(options.folder, record))
+        with_room(lambda: write_record(options.folder, record), run.should_stop)
         with suppress(OSError):  # the record is what counts
             checkpoint.unlink(missing_ok=True)
     return record
+
+
+def with_room(write: Callable[[], _Made], should_stop: Callable[[], bool]) -> _Made:
+    """Write; a full disk is waited for, ten minutes at most: somebody may make room.
+
+    Raises:
+        OSError: If it cannot be written, or if there is no room and the run is to stop.
+    """
+    end = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return write()
+        except OSError as error:
+            if error.errno not in _NO_ROOM or time.monotonic() > end or should_stop():
+                raise
+            time.sleep(_PAUSE_SECONDS)
 
 
 def checkpoint_path(folder: Path, settings: RunSettings) -> Path:
@@ -273,9 +289,10 @@ class _Run:
             predictions=encode_predictions(predictions.tolist()),
             by_factor=_by_factor(self.test, predictions != labels),
         )
+        self._between_batches()  # nothing is written over what a worker wrote that took the run over
         if self.group.rank > 0:
             return self.record(test=test, test_seconds=seconds)
-        self.write(self._save_weights)
+        with_room(self._save_weights, self.should_stop)
         equivariance = self._unless_it_fails(
             "equivariance", lambda: layer_equivariance(self.network, self.test)
         )
@@ -283,19 +300,6 @@ class _Run:
         return self.record(
             test=test, test_seconds=seconds, equivariance=tuple(equivariance or ()), inspection=pictures
         )
-
-    def write(self, what: Callable[[], object]) -> None:
-        """Write a result; a full disk must not cost a finished training while somebody may make room."""
-        end = time.monotonic() + _PATIENCE_SECONDS
-        while True:
-            try:
-                what()
-            except OSError as error:
-                if error.errno not in _NO_ROOM or time.monotonic() > end or self.should_stop():
-                    raise
-                time.sleep(_PAUSE_SECONDS)
-            else:
-                return
 
     def _unless_it_fails(self, what: str, make: Callable[[], _Made]) -> _Made | None:
         """What is only looked at must not cost a finished training."""

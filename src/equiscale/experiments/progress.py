@@ -1,6 +1,7 @@
 """A sweep in the terminal: progress bars with the time left, and what was written where."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -65,7 +66,8 @@ def _told(stop: Callable[[], bool], console: Console) -> Callable[[], bool]:
         nonlocal told
         if stop() and not told:
             told = True
-            console.print("stopping at the next safe point; once more to stop at once", highlight=False)
+            with suppress(OSError):
+                console.print("stopping at the next safe point; once more to stop at once", highlight=False)
         return stop()
 
     return should_stop
@@ -144,7 +146,11 @@ class _Display:
         self.bars: dict[RunSettings, TaskID] = {}
 
     def show(self, event: RunEvent) -> None:
-        """Update the bars, and print a line where a run ends."""
+        """Update the bars, and print a line where a run ends; a full disk below it costs the line alone."""
+        with suppress(OSError):
+            self._show(event)
+
+    def _show(self, event: RunEvent) -> None:
         settings = event.settings
         if event.kind == "started":
             self.bars[settings] = self.progress.add_task(

@@ -5,6 +5,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Final
+
+STOPS: Final = (signal.SIGINT, signal.SIGTERM)
+BLOCKABLE: Final = hasattr(signal, "pthread_sigmask")  # not on Windows
 
 
 class StopRequest:
@@ -46,9 +50,22 @@ def stop_on_signals(*, patient: bool = False) -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in STOPS}
     try:
         yield request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def stops_blocked() -> Iterator[None]:
+    """Let signals of a stop wait, also in processes that are started meanwhile, until those listen."""
+    if not BLOCKABLE:
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -2,8 +2,10 @@
 
 import multiprocessing
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -15,10 +17,12 @@ from equiscale.experiments.claims import Claims, claims_of
 from equiscale.experiments.execute import RunOptions, checkpoint_path
 from equiscale.experiments.records import RunSettings, read_record, record_path
 from equiscale.experiments.runner import devices_of, is_finished
+from equiscale.experiments.stopping import stops_blocked
 from equiscale.experiments.worker import RunEvent, work
 
 _POLL_SECONDS: Final = 0.5
 _LAST_WORDS: Final = ("finished", "failed", "skipped", "stopped", "busy")
+_MOST_STOPS: Final = 3
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,8 @@ def run_sweep(
     """Do all runs that are not finished, ``jobs`` at a time; a run that fails does not stop the rest.
 
     Any number of sweeps, on any number of machines, may work on one folder: each run is done once. Runs that
-    others do are waited for at the end, and taken over if their worker dies.
+    others do are waited for at the end, and taken over if their worker dies. Runs that failed before come
+    last.
 
     Must be called under ``if __name__ == "__main__":``, as everything that starts processes.
 
@@ -57,7 +62,8 @@ def run_sweep(
         on_event: Called with everything that happens.
         jobs: Processes at a time.
         should_stop: Asked twice a second; then all runs end at their next safe point.
-        wait_for_others: Whether to wait for runs that others do.
+        wait_for_others: Whether to wait for runs that others do. If not, still for a sign of life from the
+            workers of other machines, a lease at most.
     """
     sweep = _Sweep(runs, replace(options, threads=max(1, options.threads // jobs)), on_event)
     try:
@@ -85,7 +91,7 @@ class _Sweep:
         self, runs: Sequence[RunSettings], options: RunOptions, on_event: Callable[[RunEvent], None]
     ) -> None:
         self.options, self.tell = options, on_event
-        self.pending = list(runs)
+        self.pending = sorted(runs, key=self._has_failed)
         self.active: dict[Connection, _Active] = {}
         self.failures: list[RunEvent] = []
         self.left: list[RunSettings] = []
@@ -93,7 +99,8 @@ class _Sweep:
             suite: Claims(claims_of(options.folder, suite), options.lease)
             for suite in dict.fromkeys(run.suite for run in runs)
         }
-        self.waits = False
+        self.waits, self.is_stopping = False, False
+        self.stops: Counter[RunSettings] = Counter()
         self.failed_before = {run: _signature(record_path(options.folder, run)) for run in runs}
 
     def is_open(self, wait_for_others: bool) -> bool:
@@ -103,12 +110,13 @@ class _Sweep:
         self._drop_ended()
         held = self._held()
         others = bool(self.pending) and all(run.run_id in held for run in self.pending)
-        if others and wait_for_others and not self.waits:
+        waits = others and (wait_for_others or any(map(self._is_undecided, self.pending)))
+        if waits and not self.waits:
             count = len(self.pending)
             message = f"for {count} run{'s' * (count > 1)} of others"
             self.tell(RunEvent("waiting", self.pending[0], message=message))
-        self.waits = others
-        return bool(self.pending) and (wait_for_others or not others)
+        self.waits = waits
+        return waits or (bool(self.pending) and not others)
 
     def start(self, jobs: int) -> None:
         """Start processes for runs that nobody does."""
@@ -120,8 +128,13 @@ class _Sweep:
         for settings in free[: jobs - len(self.active)]:
             self.pending.remove(settings)
             device = _least_used(devices_of(self.options.device), self.active.values())
-            receiver, process = _start(settings, replace(self.options, device=device))
-            self.active[receiver] = _Active(process, settings, device)
+            dead = self.claims[settings.suite].seen_dead()
+            try:
+                receiver, process = _start(settings, replace(self.options, device=device), dead)
+            except OSError as error:
+                self._note(RunEvent("failed", settings, message=f"its process could not be started: {error}"))
+            else:
+                self.active[receiver] = _Active(process, settings, device)
 
     def receive(self) -> None:
         """Wait a moment for events and pass them on."""
@@ -133,6 +146,7 @@ class _Sweep:
 
     def stop(self) -> None:
         """Let all runs end at their next safe point."""
+        self.is_stopping = True
         for run in self.active.values():
             run.process.terminate()
         while self.active:
@@ -168,14 +182,37 @@ class _Sweep:
     def _note(self, event: RunEvent) -> None:
         if event.kind == "failed":
             self.failures.append(event)
-        elif event.kind == "stopped":
+        elif event.kind == "stopped" and self.is_stopping:
             self.left.append(event.settings)
+        elif event.kind == "stopped":  # by somebody else
+            self._stopped_by_others(event.settings)
         elif event.kind == "busy":
             self.pending.append(event.settings)
         self.tell(event)
 
+    def _stopped_by_others(self, settings: RunSettings) -> None:
+        """Go on with a run whose process was told to stop, but not by us; not for ever."""
+        self.stops[settings] += 1
+        if self.stops[settings] < _MOST_STOPS:
+            self.pending.append(settings)
+            return
+        message = (
+            f"its process was stopped {_MOST_STOPS} times by signals from outside; run it again to go on"
+        )
+        self.failures.append(RunEvent("failed", settings, message=message))
+
+    def _has_failed(self, settings: RunSettings) -> bool:
+        path = record_path(self.options.folder, settings)
+        return path.exists() and not _is_finished(settings, self.options)
+
+    def _is_undecided(self, settings: RunSettings) -> bool:
+        return self.claims[settings.suite].is_undecided(settings.run_id)
+
     def _held(self) -> set[str]:
-        return {run for claims in self.claims.values() for run in claims.held()}
+        try:
+            return {run for claims in self.claims.values() for run in claims.held()}
+        except OSError:  # the folder may be away for a while: then nobody begins anything
+            return {run.run_id for run in self.pending}
 
     def _drop_ended(self) -> None:
         """Take out the runs that are finished, or that another sweep has seen fail meanwhile."""
@@ -221,11 +258,15 @@ def _least_used(devices: Sequence[str], active: Iterable[_Active]) -> str:
     return min(devices, key=used.count)
 
 
-def _start(settings: RunSettings, options: RunOptions) -> tuple[Connection, SpawnProcess]:
+def _start(
+    settings: RunSettings, options: RunOptions, dead: Mapping[Path, int]
+) -> tuple[Connection, SpawnProcess]:
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=work, args=(settings, options, sender), daemon=True)
-    process.start()
+    process = context.Process(target=work, args=(settings, options, sender, dead), daemon=True)
+    resource_tracker.ensure_running()  # its start would let the signals through
+    with stops_blocked():
+        process.start()
     sender.close()
     return receiver, process
 

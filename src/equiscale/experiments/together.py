@@ -1,9 +1,11 @@
 """One training that several processes do together, as torchrun or a cluster started them."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 import torch
 from rich.console import Console
@@ -20,6 +22,8 @@ from equiscale.experiments.stopping import stop_on_signals
 from equiscale.experiments.worker import prepare_process
 from equiscale.train import EpochResult
 from equiscale.train.distributed import Processes, local_rank, local_size, processes
+
+_LOOK_SECONDS: Final = 0.5
 
 
 def train_together(
@@ -83,7 +87,11 @@ def _claimed(settings: RunSettings, options: RunOptions, together: Processes) ->
     """Claim the run, in the first process for all; whether another worker has taken it since."""
     claim: Claim | None = None
     if together.rank == 0:
-        claim = Claims(claims_of(options.folder, settings.suite), options.lease).claim(settings.run_id)
+        claims = Claims(claims_of(options.folder, settings.suite), options.lease)
+        claim = claims.claim(settings.run_id)
+        while claim is None and claims.is_undecided(settings.run_id):  # its machine may be dead
+            time.sleep(_LOOK_SECONDS)
+            claim = claims.claim(settings.run_id)
     try:
         if together.any(together.rank == 0 and claim is None):
             raise SettingError(

@@ -1,10 +1,13 @@
 """One run in a process of its own: claimed, done, and reported to the sweep that started the process."""
 
 import multiprocessing
+import signal
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 import torch
@@ -12,10 +15,10 @@ import torch
 from equiscale._machine import keep_memory
 from equiscale.errors import TrainingStoppedError
 from equiscale.experiments.claims import Claim, Claims, claims_of
-from equiscale.experiments.execute import RunOptions, execute_run
+from equiscale.experiments.execute import RunOptions, execute_run, with_room
 from equiscale.experiments.records import RunSettings
 from equiscale.experiments.runner import is_finished
-from equiscale.experiments.stopping import StopRequest, stop_on_signals
+from equiscale.experiments.stopping import BLOCKABLE, STOPS, StopRequest, stop_on_signals
 from equiscale.train import EpochResult
 
 EventKind: TypeAlias = Literal[
@@ -48,14 +51,26 @@ def prepare_process() -> None:
     torch.backends.cudnn.benchmark = True  # every batch but an epoch's last has the same shape
 
 
-def work(settings: RunSettings, options: RunOptions, sender: Connection) -> None:
-    """The body of a run's process."""
+def work(
+    settings: RunSettings, options: RunOptions, sender: Connection, dead: Mapping[Path, int] | None = None
+) -> None:
+    """The body of a run's process, which is started with the signals of a stop blocked.
+
+    Args:
+        settings: The run.
+        options: Where and how.
+        sender: For the events.
+        dead: The claims that the sweep has seen to be dead.
+    """
     prepare_process()
+    claims = Claims(claims_of(options.folder, settings.suite), options.lease, dead=dead)
     with stop_on_signals(patient=True) as stop:
+        if BLOCKABLE:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)  # now there is who listens
         _stop_with_parent(stop)
         # Without the sweep nobody listens, and the checkpoint is safe.
         with suppress(BrokenPipeError):
-            sender.send(_do_claimed(settings, options, sender, stop))
+            sender.send(_do_claimed(settings, options, sender, stop, claims))
     sender.close()
 
 
@@ -72,12 +87,12 @@ def _stop_with_parent(stop: StopRequest) -> None:
 
 
 def _do_claimed(
-    settings: RunSettings, options: RunOptions, sender: Connection, stop: StopRequest
+    settings: RunSettings, options: RunOptions, sender: Connection, stop: StopRequest, claims: Claims
 ) -> RunEvent:
     """The last word about a run."""
     claim: Claim | None = None
     try:
-        claim = Claims(claims_of(options.folder, settings.suite), options.lease).claim(settings.run_id)
+        claim = with_room(lambda: claims.claim(settings.run_id), stop)
         if claim is None:
             return RunEvent("busy", settings)
         return _do(settings, options, sender, stop, claim)
