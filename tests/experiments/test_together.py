@@ -30,9 +30,11 @@ def run(small_suite: Path) -> RunSettings:
 
 def test_is_refused_at_once_while_a_worker_of_this_machine_does_it(tmp_path: Path, run: RunSettings) -> None:
     claim = Claims(claims_of(tmp_path, "small")).claim(run.run_id)
-    with pytest.raises(SettingError, match="expected a run that nobody else does, got mnist_cnn_28"):
-        with module._claimed(run, RunOptions(tmp_path), FirstOfOne()):
-            pass
+    with (
+        pytest.raises(SettingError, match="expected a run that nobody else does, got mnist_cnn_28"),
+        module._claimed(run, RunOptions(tmp_path), FirstOfOne()),
+    ):
+        pass
     claim.release()
     with module._claimed(run, RunOptions(tmp_path), FirstOfOne()) as is_lost:
         assert Claims(claims_of(tmp_path, "small")).is_held(run.run_id)
@@ -59,9 +61,11 @@ def test_another_machine_is_watched_for_a_sign_of_life(
     monkeypatch.setattr(module.time, "sleep", beat)
     options = RunOptions(tmp_path, lease=QUICK)
     if lives:
-        with pytest.raises(SettingError, match="which another worker has claimed"):
-            with module._claimed(run, options, FirstOfOne()):
-                pass
+        with (
+            pytest.raises(SettingError, match="which another worker has claimed"),
+            module._claimed(run, options, FirstOfOne()),
+        ):
+            pass
         assert len(waited) == 1
         return
     with module._claimed(run, options, FirstOfOne()):
