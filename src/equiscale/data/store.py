@@ -115,10 +115,10 @@ def save_splits(
 
     What is there already and the same is left as it is: others may be reading it.
     """
-    wanted = (dataset, arrays_checksum(splits), json.loads(json.dumps(notes or {})))
+    wanted = (dataset, arrays_checksum(splits), json.dumps(notes or {}, sort_keys=True))
 
     def is_same(found: Manifest) -> bool:
-        return (found.dataset, found.checksum, found.notes) == wanted
+        return (found.dataset, found.checksum, json.dumps(found.notes, sort_keys=True)) == wanted
 
     def make(temporary: Path) -> tuple[Mapping[str, Split], Mapping[str, Any]]:
         for name, split in splits.items():
