@@ -144,8 +144,8 @@ def _stop(pid: int) -> int | None:
 def _requeue_if_preempted(element: str) -> None:
     """Put a job back into the queue that was told to make room and has done so before its grace time is over.
 
-    Slurm requeues only what is still there at the end of that time. When the requeue returns, the job's
-    state is set, and how its processes end is no more asked. That may end scontrol too, which is no failure.
+    Slurm itself requeues only what is still there at the end of that time. A requeue sets the job's state
+    before it ends the job's processes: how this one exits no longer counts, nor that scontrol may be killed.
     """
     if _PREEMPTED.search(_scontrol("show", "job", "--oneliner", element)):
         _scontrol("requeue", element)
