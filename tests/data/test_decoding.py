@@ -188,7 +188,7 @@ WHOLE = encoded(noise(60, 60), "jpeg")
         (WHOLE[: len(WHOLE) // 2], "damaged: image file is truncated"),
         (encoded(noise(60, 60), "webp")[:600], "damaged: "),
         (encoded(noise(60, 60))[:3000], "damaged: "),
-        (png_of_size(8192, 4097), "8192×4097, more than 33554432 pixels; make it smaller"),
+        (png_of_size(8192, 8193), "8192×8193, more than 67108864 pixels; make it smaller"),
         (png_of_size(8192, 4096), "damaged: "),
         (png_of_size(9_500, 9_500), "more than the 89478485 pixels that Pillow allows"),
         (png_of_size(100_000, 100_000), "more than the 89478485 pixels that Pillow allows"),
@@ -221,5 +221,5 @@ def test_a_file_that_cannot_be_read_is_a_failure() -> None:
 
 def test_images_of_many_pixels_are_refused_before_they_are_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("unpacked"))
-    with pytest.raises(DataError, match="more than 33554432 pixels"):
+    with pytest.raises(DataError, match="more than 67108864 pixels"):
         decode_image(png_of_size(9_450, 9_450), 20)

@@ -27,7 +27,7 @@ RECIPE: Final = "upright, over white, RGB, shorter side bicubic, middle square"
 SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp")
 CHANNELS: Final = 3
 
-_MOST_PIXELS: Final = 1 << 25  # up to 20 bytes of memory each, a thread a core
+_MOST_PIXELS: Final = 1 << 26  # more than telephones take; up to 20 bytes of memory each, a thread a core
 _FORMATS: Final = ("JPEG", "PNG", "WEBP")
 _WHITE: Final = (255, 255, 255, 255)
 _WITH_ALPHA: Final = ("RGBA", "LA", "PA", "La", "RGBa")
@@ -46,7 +46,7 @@ def decode_image(content: bytes, size: int) -> NDArray[np.uint8]:
         size: Side of the square, in pixels.
 
     Raises:
-        DataError: If the bytes are no whole image, one of more than 2²⁵ pixels, or one of more pixels than
+        DataError: If the bytes are no whole image, one of more than 2²⁶ pixels, or one of more pixels than
             Pillow's limit when its shorter side has ``size`` pixels.
         MissingExtraError: If Pillow is missing.
 
