@@ -172,6 +172,7 @@ def test_the_log_of_a_job_that_slurm_preempted_for_good_is_followed_to_its_end()
     wait_for(lambda: log(submission), "the start")
     preempt(submission)
     wait_for_states(submission, "PREEMPTED")
+    assert job_states(submission)[0].over, "or what follows would never end"
     code, output = jobs("logs", submission.job, "--follow", "--results", "runs")
     assert code == 0
     assert "here" in output.splitlines()
