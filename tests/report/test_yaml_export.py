@@ -22,11 +22,11 @@ def test_it_parses_with_the_right_values(make_record):
     protocol = make_record().settings.protocol.model_copy(update={"learning_rate": 1e-5})
     cuda = make_record().provenance.model_copy(update={"machine": {"device": "cuda:0"}})
     records = [
-        make_record("it's: {x}", "scale", 4, dataset="mnist-scale", protocol=protocol, provenance=cuda),
+        make_record("it's, {x} # [y]", "scale", 4, dataset="mnist-scale", protocol=protocol, provenance=cuda),
         make_record(realisation=5, error=3.456),
     ]
     first, second = yaml.safe_load(results_yaml(records))
-    assert first["model"] == "it's: {x}"
+    assert first["model"] == "it's, {x} # [y]"
     assert (first["extra_scaling"], first["lr"], first["cuda"]) == (0.5, 1e-5, True)
     assert (first["dataset"], first["data_dir"]) == ("scale_mnist", "MNIST_scale/seed_4/scale_0.3_1.0")
     assert (second["acc"], second["extra_scaling"], second["nesterov"]) == (0.96544, 1.0, False)
@@ -50,5 +50,5 @@ def test_failed_runs_are_left_out(make_record):
 
 
 def test_unprintable_names_are_refused(make_record):
-    with pytest.raises(RecordError, match=r"expected printable text for YAML, got 'a\\nb'"):
-        results_yaml([make_record("a\nb")])
+    with pytest.raises(RecordError, match=r"expected printable text for YAML, got 'mode=a\\nb'"):
+        results_yaml([make_record(overrides=(("mode", "a\nb"),))])
