@@ -75,6 +75,7 @@ def equivariance_report(
         ``tests/testing/test_diagnosis.py`` has networks with one fault each.
 
     Example:
+        >>> _ = torch.manual_seed(0)
         >>> network = nn.Sequential(nn.Conv2d(1, 2, 5, padding=2), nn.ReLU())
         >>> equivariance_report(network, size=48).main_cause
         'module'
