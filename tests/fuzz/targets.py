@@ -37,7 +37,7 @@ from equiscale.data.decoding import decode_image
 from equiscale.data.image_folder import FolderSettings, folder_info, parse_name
 from equiscale.data.scale_recipe import Split
 from equiscale.deploy.published import read_published_state_dict
-from equiscale.errors import CheckpointError, DataError, RecordError, SettingError
+from equiscale.errors import CheckpointError, DataError, ModelError, RecordError, SettingError
 from equiscale.experiments.benchmark.record import read_benchmark
 from equiscale.experiments.maintenance import _problems_of_pictures, _problems_of_weights
 from equiscale.experiments.records import decode_predictions, encode_predictions, read_record
@@ -599,7 +599,7 @@ TARGETS = {
     "mask": Target(run_mask, (DataError,), mask_examples),
     "boxes": Target(run_boxes, (DataError,), box_examples),
     "measured choices": Target(run_choices, (UserWarning,), choice_examples),
-    "weights": Target(run_weights, (CheckpointError, SettingError), weights_examples),
+    "weights": Target(run_weights, (CheckpointError, ModelError, SettingError), weights_examples),
     "settings": Target(run_settings, (SettingsJsonError,), settings_examples),
     "checkpoint": Target(run_checkpoint, (CheckpointError,), checkpoint_examples),
     "published .pt": Target(run_published, (CheckpointError,), published_examples),
