@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Final
 
-STOPS: Final = (signal.SIGINT, signal.SIGTERM)
-BLOCKABLE: Final = hasattr(signal, "pthread_sigmask")  # not on Windows
+_STOPS: Final = (signal.SIGINT, signal.SIGTERM)
+_BLOCKABLE: Final = hasattr(signal, "pthread_sigmask")  # not on Windows
 
 
 class StopRequest:
@@ -50,7 +50,9 @@ def stop_on_signals(*, patient: bool = False) -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {number: signal.signal(number, handle) for number in STOPS}
+    before = {number: signal.signal(number, handle) for number in _STOPS}
+    if _BLOCKABLE:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)  # of `stops_blocked`
     try:
         yield request
     finally:
@@ -61,10 +63,10 @@ def stop_on_signals(*, patient: bool = False) -> Iterator[StopRequest]:
 @contextmanager
 def stops_blocked() -> Iterator[None]:
     """Let signals of a stop wait, also in processes that are started meanwhile, until those listen."""
-    if not BLOCKABLE:
+    if not _BLOCKABLE:
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
     try:
         yield
     finally:

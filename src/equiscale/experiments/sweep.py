@@ -91,7 +91,7 @@ class _Sweep:
         self, runs: Sequence[RunSettings], options: RunOptions, on_event: Callable[[RunEvent], None]
     ) -> None:
         self.options, self.tell = options, on_event
-        self.pending = sorted(runs, key=self._has_failed)
+        self.pending = list(runs)
         self.active: dict[Connection, _Active] = {}
         self.failures: list[RunEvent] = []
         self.left: list[RunSettings] = []
@@ -124,7 +124,11 @@ class _Sweep:
             return
         self._drop_ended()
         held = self._held()
-        free = [run for run in self.pending if run.run_id not in held]
+        # Of what has not ended, what had a record before has failed before.
+        free = sorted(
+            (run for run in self.pending if run.run_id not in held),
+            key=lambda run: bool(self.failed_before[run]),
+        )
         for settings in free[: jobs - len(self.active)]:
             self.pending.remove(settings)
             device = _least_used(devices_of(self.options.device), self.active.values())
@@ -200,10 +204,6 @@ class _Sweep:
             f"its process was stopped {_MOST_STOPS} times by signals from outside; run it again to go on"
         )
         self.failures.append(RunEvent("failed", settings, message=message))
-
-    def _has_failed(self, settings: RunSettings) -> bool:
-        path = record_path(self.options.folder, settings)
-        return path.exists() and not _is_finished(settings, self.options)
 
     def _is_undecided(self, settings: RunSettings) -> bool:
         return self.claims[settings.suite].is_undecided(settings.run_id)

@@ -1,7 +1,6 @@
 """One run in a process of its own: claimed, done, and reported to the sweep that started the process."""
 
 import multiprocessing
-import signal
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,7 +17,7 @@ from equiscale.experiments.claims import Claim, Claims, claims_of
 from equiscale.experiments.execute import RunOptions, execute_run, with_room
 from equiscale.experiments.records import RunSettings
 from equiscale.experiments.runner import is_finished
-from equiscale.experiments.stopping import BLOCKABLE, STOPS, StopRequest, stop_on_signals
+from equiscale.experiments.stopping import StopRequest, stop_on_signals
 from equiscale.train import EpochResult
 
 EventKind: TypeAlias = Literal[
@@ -65,8 +64,6 @@ def work(
     prepare_process()
     claims = Claims(claims_of(options.folder, settings.suite), options.lease, dead=dead)
     with stop_on_signals(patient=True) as stop:
-        if BLOCKABLE:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)  # now there is who listens
         _stop_with_parent(stop)
         # Without the sweep nobody listens, and the checkpoint is safe.
         with suppress(BrokenPipeError):
